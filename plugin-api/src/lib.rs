@@ -7,15 +7,23 @@
 //! A launch is a transaction: [`Plugin::launch`] starts a server, offers it with [`Caller::offer`]
 //! while it still holds everything it opened, and only lets go when the verdict is `connected`.
 
+pub mod abi;
 mod caller;
 pub mod connect_line;
 pub mod destination;
+mod error;
+#[doc(hidden)]
+pub mod export;
+mod forward;
+mod manifest;
 pub mod message;
 pub mod options;
 pub mod secret;
 
 pub use caller::{Caller, Channel};
-pub use message::{ErrorKind, LaunchError, LaunchRequest, Manifest};
+pub use error::{ErrorKind, LaunchError};
+pub use manifest::{Manifest, HOST_OPTIONS};
+pub use message::LaunchRequest;
 
 /// Launches servers for the schemes of its manifest.
 pub trait Plugin: Send + Sync {

@@ -6,16 +6,16 @@
 //! receiver does not know are ignored and kinds that it does not know become `Other`, so that
 //! either side may be newer.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::destination::Destination;
-use crate::options::{Options, Schema};
+pub use crate::error::{ErrorKind, LaunchError};
+pub use crate::manifest::Manifest;
+use crate::options::Options;
 use crate::secret::{Secret, SessionKey};
 
 /// Versions of the message protocol that this build speaks, lowest and highest.
@@ -87,25 +87,6 @@ pub struct HostHello {
     /// What the host keeps of the plugin's log; the plugin need not send more.
     #[serde(default)]
     pub log_level: LogLevel,
-}
-
-/// What a plugin is and what it can.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Manifest {
-    /// Its name, by which a person chooses it: `ssh2`, `manager-local`.
-    pub name: String,
-    /// Its own version, for people.
-    #[serde(default)]
-    pub version: String,
-    /// One line for people.
-    #[serde(default)]
-    pub description: String,
-    /// The schemes it serves, lower-case.
-    pub schemes: Vec<String>,
-    /// The options it takes beside those that belong to the host (`distant.bin`,
-    /// `distant.bind_server`, `distant.args`, `timeout`, `backend`).
-    #[serde(default)]
-    pub options: Schema,
 }
 
 /// One launch.
@@ -413,104 +394,6 @@ pub enum LogLevel {
     #[serde(other)]
     Trace,
 }
-
-/// What went wrong, for programs. New kinds may come; an unknown one reads as `other`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum ErrorKind {
-    /// An option, a destination or a scheme is wrong; nothing was tried.
-    InvalidOption,
-    /// The name of the host means nothing here.
-    Unresolved,
-    /// The host does not answer.
-    Unreachable,
-    /// The host is not the one it should be, or nobody said that it is.
-    HostKey,
-    /// The host does not let us in.
-    Authentication,
-    /// There is no server program there.
-    ServerNotFound,
-    /// The server program did not start a server.
-    ServerNotStarted,
-    /// A server was started but cannot be reached.
-    PortUnreachable,
-    /// A time limit passed.
-    TimedOut,
-    /// Nobody wanted it any more.
-    Cancelled,
-    /// The plugin crashed, broke the protocol or cannot be loaded.
-    Plugin,
-    /// Anything else.
-    #[serde(other)]
-    Other,
-}
-
-/// Why a launch failed: a kind for code, words for people. It is the same at every boundary.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LaunchError {
-    /// What a program would tell apart.
-    pub kind: ErrorKind,
-    /// What failed, and on what: one line, lower-case, without a full stop.
-    pub message: String,
-    /// Why, the nearest cause first.
-    #[serde(default)]
-    pub causes: Vec<String>,
-    /// What to try.
-    #[serde(default)]
-    pub hint: Option<String>,
-}
-
-impl LaunchError {
-    /// Says what failed.
-    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), causes: Vec::new(), hint: None }
-    }
-
-    /// Makes the error for a launch that nobody wants any more.
-    pub fn cancelled() -> Self {
-        Self::new(ErrorKind::Cancelled, "the launch was cancelled")
-    }
-
-    /// Adds an error and all of its sources as the causes.
-    #[must_use]
-    pub fn because(mut self, error: &dyn Error) -> Self {
-        let chain = std::iter::successors(Some(error), |&error| error.source());
-        self.causes.extend(chain.map(ToString::to_string));
-        self
-    }
-
-    /// Adds a cause that is no error value, such as a server's last words.
-    #[must_use]
-    pub fn caused_by(mut self, cause: impl Into<String>) -> Self {
-        self.causes.push(cause.into());
-        self
-    }
-
-    /// Says what to try.
-    #[must_use]
-    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
-        self
-    }
-
-    /// Puts message and causes into one line, for a peer that knows only text.
-    pub fn one_line(&self) -> Cow<'_, str> {
-        if self.causes.is_empty() {
-            Cow::Borrowed(&self.message)
-        } else {
-            Cow::Owned(format!("{}: {}", self.message, self.causes.join(": ")))
-        }
-    }
-}
-
-impl fmt::Display for LaunchError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl Error for LaunchError {}
 
 #[cfg(test)]
 mod tests {

@@ -130,7 +130,7 @@ impl<K: Into<String>, V: Into<String>> FromIterator<(K, V)> for Options {
 }
 
 impl fmt::Display for Options {
-    /// Prints `key="value",…`, which parses back to the same map.
+    /// Prints `key="value",…`, which parses back to the same map. It shows every value.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, (key, value)) in self.iter().enumerate() {
             let comma = if index > 0 { "," } else { "" };
@@ -232,7 +232,8 @@ pub enum OptionType {
 }
 
 impl OptionType {
-    fn allows(&self, value: &str) -> bool {
+    /// Tells whether this is such a value.
+    pub(crate) fn allows(&self, value: &str) -> bool {
         match self {
             Self::Bool => parse_bool(value).is_some(),
             Self::DurationMs => value.trim().parse::<u64>().is_ok(),
@@ -335,7 +336,11 @@ impl Schema {
         let prefix = format!("{}.", scheme.to_lowercase());
         let mut checked = Options::new();
         // Prefixed keys first, so that a bare one replaces its twin.
-        let is_prefixed = |key: &str| key.to_lowercase().starts_with(&prefix) && !self.knows(key);
+        let is_prefixed = |key: &str| {
+            // By bytes: a lower-case letter may be longer or shorter than its upper-case one.
+            let start = key.get(..prefix.len());
+            start.is_some_and(|start| start.eq_ignore_ascii_case(&prefix)) && !self.knows(key)
+        };
         for prefixed in [true, false] {
             for (key, value) in given.iter().filter(|(key, _)| is_prefixed(key) == prefixed) {
                 let bare = if prefixed { &key[prefix.len()..] } else { key };
@@ -367,6 +372,8 @@ impl Schema {
 
     fn unknown(&self, key: &str, bare: &str, plugin: &str) -> LaunchError {
         let names = self.0.iter().map(|option| option.name.as_str());
+        // Comparing takes the product of both lengths, and a key may be a megabyte.
+        let names = names.filter(|name| bare.len() <= name.len() + 4 * TYPO_DISTANCE);
         let nearest = names
             .map(|name| (strsim::damerau_levenshtein(bare, name), name))
             .filter(|(distance, _)| *distance <= TYPO_DISTANCE)
@@ -464,6 +471,8 @@ mod tests {
         let unknown = "unknown option `distant.bni` for plugin `ssh2`; did you mean `distant.bin`?";
         checked("distant.bni=x", unknown);
         checked("zzzzzzzz=x", "unknown option `zzzzzzzz` for plugin `ssh2`");
+        // The Kelvin sign is three bytes long, its lower-case `k` one.
+        checked("ss\u{212a}.x=1", "unknown option `ss\u{212a}.x` for plugin `ssh2`");
         checked(
             "ssh.timeout=5",
             "unknown option `ssh.timeout` for plugin `ssh2`; did you mean `timeout`?",
