@@ -3,6 +3,7 @@
 //! ARCHITECTURE.md at the top of the repository is the map of this crate.
 
 pub mod cli;
+pub mod daemon;
 pub mod manager;
 pub mod paths;
 pub mod plugin;

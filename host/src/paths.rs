@@ -10,7 +10,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// The variables of a client's environment that a plugin gets to see.
-const LAUNCH_ENVIRONMENT: [&str; 5] = ["HOME", "LANG", "LC_ALL", "SSH_AUTH_SOCK", "USER"];
+pub const LAUNCH_ENVIRONMENT: [&str; 5] = ["HOME", "LANG", "LC_ALL", "SSH_AUTH_SOCK", "USER"];
 
 /// Name of the program, of its folders and its sockets.
 const NAME: &str = "distant";
@@ -62,6 +62,11 @@ pub fn user_config() -> PathBuf {
 /// Folder of the cache file and the logs.
 pub fn cache_dir() -> PathBuf {
     absolute("XDG_CACHE_HOME").unwrap_or_else(|| home().join(".cache")).join(NAME)
+}
+
+/// The file that remembers the selected connection.
+pub fn cache_file() -> PathBuf {
+    cache_dir().join("cache.toml")
 }
 
 /// Folder of what belongs to the user and is no configuration, such as installed plugins.
@@ -141,6 +146,10 @@ pub fn worker_environment() -> Vec<(OsString, OsString)> {
 pub fn ssh_connection_address() -> Option<String> {
     env::var("SSH_CONNECTION").ok()?.split_whitespace().nth(2).map(str::to_owned)
 }
+
+/// The variables that are meant for one launched server, and for nothing that it starts.
+pub const LAUNCH_VARIABLES: [&str; 3] =
+    ["DISTANT_LAUNCH", "DISTANT_LIFELINE", "DISTANT_WATCHDOG_MS"];
 
 /// Whether a launch started this server: then it prints that it takes the proof, and ends if
 /// nobody comes (`DISTANT_LAUNCH=1`).

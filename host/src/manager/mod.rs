@@ -1,1 +1,229 @@
-//! To be written.
+//! The manager: the daemon that launches servers and keeps the connections to them.
+//!
+//! One per user, reached over a unix socket by the manager protocol of distant 0.20. A launch is a
+//! task that owns its worker process; a connection is an entry of one table that any client may
+//! use. Whatever belongs to a client ends with it; whatever belongs to the manager ends with
+//! [`run`]. It knows plugins by their messages alone and loads no foreign code.
+
+mod channels;
+mod clock;
+mod connect;
+mod connections;
+mod kill;
+mod launch;
+mod offers;
+mod plan;
+mod questions;
+mod requester;
+mod service;
+mod socket;
+mod tickets;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{signal, Signal, SignalKind};
+use tokio_util::sync::CancellationToken;
+
+use crate::plugin;
+use crate::wire::server::{serve, ServerOptions};
+use service::{Manager, Requests};
+use socket::Socket;
+
+/// Whom the socket is for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Access {
+    /// This user, and root.
+    #[default]
+    Owner,
+    /// This user's group too.
+    Group,
+    /// Everybody on this machine.
+    Anyone,
+}
+
+/// How to run a manager.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The socket to listen on.
+    pub socket: PathBuf,
+    /// Whom it is for.
+    pub access: Access,
+    /// Where plugins are and how they are run.
+    pub plugins: plugin::Settings,
+    /// What a launch and a client may take.
+    pub limits: Limits,
+}
+
+impl Settings {
+    /// Listens on `socket` for this user, with everything else as usual.
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self {
+            socket: socket.into(),
+            access: Access::default(),
+            plugins: plugin::Settings::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// What a launch and a client may take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Launches that run at the same time, from the worker's start to the verdict; the rest wait.
+    pub launches: usize,
+    /// Launches of one client that run or wait; more are refused.
+    pub pending: usize,
+    /// For all that a plugin does itself, from the request to its first offer. `timeout` comes on
+    /// top; while a question is open this clock stands still.
+    pub plugin: Duration,
+    /// For somebody to answer a question.
+    pub question: Duration,
+    /// Questions of one launch that are open at the same time; more are cancelled.
+    pub questions: usize,
+    /// Offers of one launch; more end it.
+    pub offers: usize,
+    /// Silence after which a plugin is told to offer another way.
+    pub slow: Duration,
+    /// For the ticket of a launch to be redeemed.
+    pub ticket: Duration,
+    /// For a connection that was asked for by hand.
+    pub connect: Duration,
+    /// For a server to end, and for all of them when the manager does.
+    pub kill: Duration,
+    /// Channels of one client that are open at the same time.
+    pub channels: usize,
+    /// Bytes from servers that one client has not taken yet.
+    pub backlog: usize,
+    /// How long a client that does not take them may hold up a server's connection.
+    pub patience: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            launches: 16,
+            pending: 64,
+            plugin: Duration::from_secs(120),
+            question: Duration::from_secs(5 * 60),
+            questions: 8,
+            offers: 16,
+            slow: Duration::from_secs(2),
+            ticket: Duration::from_secs(30),
+            connect: Duration::from_secs(15),
+            kill: Duration::from_secs(5),
+            channels: 256,
+            backlog: 16 * 1024 * 1024,
+            patience: Duration::from_secs(2),
+        }
+    }
+}
+
+/// Why there is no manager.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ManagerError {
+    /// There is one already, and it listens.
+    #[error("address in use: a manager listens on `{}` already", socket.display())]
+    InUse {
+        /// Its socket.
+        socket: PathBuf,
+    },
+    /// The socket or its lock is there and is another user's.
+    #[error("`{}` belongs to another user (uid {uid})", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// That user.
+        uid: u32,
+    },
+    /// Something that is no socket has the socket's name.
+    #[error("`{}` is there and is no socket", path.display())]
+    NotASocket {
+        /// The file.
+        path: PathBuf,
+    },
+    /// No socket can have such a long name.
+    #[error("`{}` is too long for a socket, which has about 100 bytes", path.display())]
+    TooLong {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The system refused something.
+    #[error("cannot {what} `{}`", path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+impl ManagerError {
+    fn io(what: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io { what, path: path.to_owned(), source }
+    }
+}
+
+/// Runs a manager until it is told to stop: by SIGTERM, SIGINT, SIGHUP or a client.
+///
+/// `ready` is called once clients can connect. When this returns, the servers that were launched
+/// are ended, no worker is left and the socket is removed.
+///
+/// # Errors
+///
+/// See [`ManagerError`]; all of them come before `ready`.
+///
+/// # Cancellation
+///
+/// Dropping the future removes the socket and drops every connection, but ends servers only as far
+/// as their plugins do so by themselves.
+pub async fn run(settings: Settings, ready: impl FnOnce()) -> Result<(), ManagerError> {
+    let mut signals = Signals::listen()
+        .map_err(|e| ManagerError::io("listen for signals for", &settings.socket, e))?;
+    let (socket, listener) = Socket::bind(&settings.socket, settings.access).await?;
+    let manager = Arc::new(Manager::new(settings.plugins, settings.limits));
+    let service = Arc::new(Requests(Arc::clone(&manager)));
+    let shutdown = CancellationToken::new();
+    let _closes = shutdown.clone().drop_guard();
+    let serving = tokio::spawn(serve(listener, ServerOptions::unix(), service, shutdown.clone()));
+    tracing::info!(socket = %settings.socket.display(), "the manager is ready");
+    ready();
+
+    tokio::select! {
+        () = signals.any() => tracing::info!("a signal ends the manager"),
+        () = manager.stop_wanted() => tracing::info!("a client ends the manager"),
+    }
+    tokio::select! {
+        () = manager.end() => {}
+        () = signals.any() => tracing::warn!("a second signal: servers may be left"),
+    }
+    // Before anybody is told, so that whoever waited for the end finds the name free.
+    socket.remove();
+    manager.say_stopped().await;
+    shutdown.cancel();
+    drop(serving.await);
+    Ok(())
+}
+
+/// The signals that end a manager.
+struct Signals([Signal; 3]);
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self([
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::hangup())?,
+        ]))
+    }
+
+    async fn any(&mut self) {
+        let received = self.0.iter_mut().map(|signal| Box::pin(signal.recv()));
+        futures::future::select_all(received).await;
+    }
+}

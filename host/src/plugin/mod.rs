@@ -1,1 +1,26 @@
-//! To be written.
+//! Plugins: which there are, which one serves a launch, and the worker process that runs it.
+//!
+//! The manager loads no foreign code. [`registry`] finds plugin files and says what they can,
+//! [`process`] is the manager's end of one worker, and [`options`] checks what a person gave
+//! against what the chosen plugin takes.
+
+mod cache;
+mod child;
+mod choice;
+mod config;
+mod discovery;
+mod format;
+mod lines;
+mod manifest;
+pub mod options;
+pub mod process;
+pub mod registry;
+#[cfg(test)]
+mod support;
+mod trust;
+pub mod worker;
+
+pub use discovery::{Folder, Kind, Origin};
+pub use options::CheckedOptions;
+pub use process::{Event, Limits, Process};
+pub use registry::{Entry, Listed, Registry, ServedScheme, Settings, State};

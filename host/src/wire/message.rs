@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use bytes::Bytes;
 use distant_plugin_api::message::{Log, Notice, Progress};
 use distant_plugin_api::secret::Secret;
 use distant_plugin_api::LaunchError;
@@ -146,29 +147,34 @@ pub struct ConnectionInfo {
 pub struct ConnectionList(pub BTreeMap<u32, String>);
 
 /// An envelope for a server, its payload untouched.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+///
+/// Released programs write the bytes of both header and payload as lists of numbers. The functions
+/// of [`super::channel`] do so too, and faster than serde.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct UntypedRequest {
     /// May be empty.
-    #[serde(default, skip_serializing_if = "Header::is_empty")]
+    #[serde(default, with = "header_bytes", skip_serializing_if = "Header::is_empty")]
     pub header: Header,
     /// Chosen by the client.
     pub id: String,
     /// MessagePack.
-    pub payload: Vec<u8>,
+    #[serde(with = "byte_list")]
+    pub payload: Bytes,
 }
 
 /// An envelope from a server, its payload untouched.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct UntypedResponse {
     /// May be empty.
-    #[serde(default, skip_serializing_if = "Header::is_empty")]
+    #[serde(default, with = "header_bytes", skip_serializing_if = "Header::is_empty")]
     pub header: Header,
     /// Chosen by the server.
     pub id: String,
     /// The request's id.
     pub origin_id: String,
     /// MessagePack.
-    pub payload: Vec<u8>,
+    #[serde(with = "byte_list")]
+    pub payload: Bytes,
 }
 
 /// The members of an envelope's header.
@@ -300,3 +306,65 @@ pub enum ManagerExtension {
 
 /// The key of both extensions in a header.
 pub const EXTENSION: &str = "launcher";
+
+/// Bytes as a list of numbers; read also from MessagePack's own bytes.
+mod byte_list {
+    use std::fmt;
+
+    use bytes::Bytes;
+    use serde::de::{SeqAccess, Visitor};
+    use serde::{Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(bytes)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Bytes, D::Error> {
+        struct Numbers;
+
+        impl<'de> Visitor<'de> for Numbers {
+            type Value = Bytes;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("bytes, or a list of them")
+            }
+
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Bytes, E> {
+                Ok(Bytes::copy_from_slice(bytes))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Bytes, A::Error> {
+                let mut bytes = Vec::new();
+                while let Some(byte) = list.next_element()? {
+                    bytes.push(byte);
+                }
+                Ok(bytes.into())
+            }
+        }
+
+        from.deserialize_any(Numbers)
+    }
+}
+
+/// A header as the bytes of its MessagePack.
+mod header_bytes {
+    use serde::de::Error;
+    use serde::{Deserializer, Serializer};
+
+    use super::{byte_list, Header};
+
+    pub(super) fn serialize<S: Serializer>(
+        header: &Header,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        byte_list::serialize(&rmp_serde::to_vec_named(header).unwrap_or_default(), serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Header, D::Error> {
+        let bytes = byte_list::deserialize(from)?;
+        match bytes.is_empty() {
+            true => Ok(Header::new()),
+            false => rmp_serde::from_slice(&bytes).map_err(D::Error::custom),
+        }
+    }
+}

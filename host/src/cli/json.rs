@@ -1,0 +1,135 @@
+//! JSON values on standard input: one a line, or one over several lines.
+
+use std::io;
+
+use distant_plugin_api::message::ErrorKind;
+use distant_plugin_api::LaunchError;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader, Stdin};
+use zeroize::Zeroizing;
+
+/// Most bytes of one value. A file travels as an array of numbers, four bytes each.
+const VALUE_MAX: usize = 128 * 1024 * 1024;
+
+/// Reads values one after the other.
+pub(crate) struct JsonInput<R = BufReader<Stdin>> {
+    lines: R,
+}
+
+impl JsonInput {
+    /// Reads standard input.
+    pub(crate) fn stdin() -> Self {
+        Self { lines: BufReader::new(tokio::io::stdin()) }
+    }
+}
+
+impl<R: AsyncBufRead + Unpin> JsonInput<R> {
+    /// Reads the text of the next value, adding lines until they parse; `None` at the end.
+    ///
+    /// The text is wiped when dropped: it may be an answer.
+    ///
+    /// # Errors
+    ///
+    /// `other` if it is no JSON or ends in the middle; what was read of it is dropped, so the next
+    /// call starts afresh. The text is not repeated.
+    ///
+    /// # Cancellation
+    ///
+    /// A value of which some lines have been read is lost.
+    pub(crate) async fn text(&mut self) -> Result<Option<Zeroizing<String>>, LaunchError> {
+        let mut bytes = Zeroizing::new(Vec::new());
+        loop {
+            let before = bytes.len();
+            match self.lines.read_until(b'\n', &mut bytes).await {
+                Ok(0) if bytes.trim_ascii().is_empty() => return Ok(None),
+                Ok(0) => return Err(wrong("standard input ended in the middle of a JSON value")),
+                Ok(_) if bytes.len() > VALUE_MAX => return Err(wrong("a JSON value is too long")),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(wrong("cannot read standard input").because(&error)),
+            }
+            // A blank line between two values is nothing.
+            if bytes[before..].trim_ascii().is_empty() && before == 0 {
+                bytes.clear();
+                continue;
+            }
+            let Ok(text) = std::str::from_utf8(&bytes) else {
+                return Err(wrong("a line of standard input is not UTF-8"));
+            };
+            match serde_json::from_str::<serde::de::IgnoredAny>(text) {
+                Ok(_) => return Ok(Some(Zeroizing::new(text.to_owned()))),
+                Err(error) if error.is_eof() => {}
+                Err(error) => return Err(no_json(&error)),
+            }
+        }
+    }
+
+    /// Reads the next value; `None` at the end.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`JsonInput::text`], and `other` if the value is something else.
+    pub(crate) async fn value<T: DeserializeOwned>(&mut self) -> Result<Option<T>, LaunchError> {
+        let Some(text) = self.text().await? else { return Ok(None) };
+        serde_json::from_str(&text).map(Some).map_err(|error| no_json(&error))
+    }
+}
+
+fn wrong(message: &str) -> LaunchError {
+    LaunchError::new(ErrorKind::Other, message)
+}
+
+/// Says where it goes wrong, but not what stands there: an answer may be a secret.
+fn no_json(error: &serde_json::Error) -> LaunchError {
+    let place = format!("line {} column {}", error.line(), error.column());
+    match error.classify() {
+        serde_json::error::Category::Data => {
+            wrong("the answer on standard input is not of the kind that was asked for")
+        }
+        _ => wrong("a line of standard input is no JSON"),
+    }
+    .caused_by(format!("the first character that does not fit is in {place}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn read(text: &str) -> Vec<String> {
+        let mut input = JsonInput { lines: text.as_bytes() };
+        let mut seen = Vec::new();
+        loop {
+            match input.value::<serde_json::Value>().await {
+                Ok(Some(value)) => seen.push(value.to_string()),
+                Ok(None) => return seen,
+                Err(error) => {
+                    seen.push(error.message.clone());
+                    if error.message.contains("ended") {
+                        return seen;
+                    }
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_value_may_span_lines() {
+        let text = "{\"a\":1}\n\n{\n  \"b\":\n[1,\n2]}\r\n\"c\"";
+        assert_eq!(read(text).await, ["{\"a\":1}", "{\"b\":[1,2]}", "\"c\""]);
+    }
+
+    #[tokio::test]
+    async fn a_broken_line_is_an_error_and_the_next_one_counts() {
+        let seen = read("hello\n{\"a\":1}\n{\"a\" 2}\n{\"b\":").await;
+        let broken = "a line of standard input is no JSON";
+        let end = "standard input ended in the middle of a JSON value";
+        assert_eq!(seen, [broken, "{\"a\":1}", broken, end]);
+    }
+
+    #[tokio::test]
+    async fn an_error_does_not_repeat_the_answer() {
+        let mut input = JsonInput { lines: "[\"hunter2\"]\n".as_bytes() };
+        let error = input.value::<u32>().await.unwrap_err();
+        assert!(!error.one_line().contains("hunter2"), "{error:?}");
+    }
+}

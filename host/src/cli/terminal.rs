@@ -1,0 +1,306 @@
+//! What a person and a script see: the only file that prints.
+//!
+//! Standard output carries results and, in JSON format, the questions; standard error carries
+//! everything for people. Whatever came from elsewhere is shown without its control characters, so
+//! that a remote host cannot move the cursor, retitle the window or forge a prompt.
+
+#![allow(clippy::print_stderr, reason = "the one file that prints")]
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use distant_plugin_api::message::{ErrorKind, Log, Notice, Progress, Stage};
+use distant_plugin_api::LaunchError;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use super::arguments::Format;
+
+/// How often the spinner turns.
+const TICK: Duration = Duration::from_millis(100);
+/// How long nothing is shown, so that what is quick does not flicker.
+const CALM: Duration = Duration::from_millis(150);
+
+/// Where a command writes.
+pub(crate) struct Terminal {
+    format: Format,
+    spinner: Mutex<Option<ProgressBar>>,
+}
+
+impl Terminal {
+    /// Writes in this format.
+    pub(crate) fn new(format: Format) -> Self {
+        Self { format, spinner: Mutex::new(None) }
+    }
+
+    /// The format that it writes in.
+    pub(crate) fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Writes a line of the result to standard output, as it is.
+    ///
+    /// # Errors
+    ///
+    /// Nobody reads it, or the disk is full.
+    pub(crate) fn line(&self, line: &str) -> Result<(), LaunchError> {
+        self.bytes(format!("{line}\n").as_bytes())
+    }
+
+    /// Writes a part of the result to standard output at once, as it is.
+    ///
+    /// # Errors
+    ///
+    /// Nobody reads it, or the disk is full.
+    pub(crate) fn bytes(&self, bytes: &[u8]) -> Result<(), LaunchError> {
+        self.without_spinner(|| {
+            let mut stdout = io::stdout().lock();
+            stdout.write_all(bytes).and_then(|()| stdout.flush())
+        })
+        .map_err(|error| {
+            LaunchError::new(ErrorKind::Other, "cannot write to standard output").because(&error)
+        })
+    }
+
+    /// Writes a value as one line of JSON to standard output.
+    ///
+    /// # Errors
+    ///
+    /// Nobody reads it, or the disk is full.
+    pub(crate) fn json<T: Serialize>(&self, value: &T) -> Result<(), LaunchError> {
+        let mut line = serde_json::to_vec(value).map_err(|error| {
+            LaunchError::new(ErrorKind::Other, "cannot write a result as JSON").because(&error)
+        })?;
+        line.push(b'\n');
+        self.bytes(&line)
+    }
+
+    /// Writes bytes for people to standard error at once, as they are: the output of a remote
+    /// process, which the person asked for.
+    pub(crate) fn raw_error_bytes(&self, bytes: &[u8]) {
+        self.without_spinner(|| {
+            let mut stderr = io::stderr().lock();
+            // Nobody is left to be told.
+            let _ = stderr.write_all(bytes).and_then(|()| stderr.flush());
+        });
+    }
+
+    /// Says why the command failed: what, why, what to try. In JSON format a line on standard
+    /// output says it too.
+    pub(crate) fn error(&self, error: &LaunchError) {
+        self.finish_progress();
+        match self.format {
+            Format::Shell => self.say(&describe(error)),
+            Format::Json => {
+                // It is on standard error as well, so nothing is lost if this one is.
+                let _ = self.json(&error_line(error));
+                self.say(&format!("error: {}", sanitise(&error.one_line()).replace('\n', " ")));
+            }
+        }
+    }
+
+    /// Says that something is not as it should be, though the command goes on.
+    pub(crate) fn warn(&self, text: &str) {
+        self.say(&format!("warning: {}", sanitise(text)));
+    }
+
+    /// Shows what a plugin wants the person to read; JSON format has no place for it.
+    pub(crate) fn notice(&self, notice: &Notice) {
+        if self.format == Format::Shell {
+            self.say(sanitise(&notice.text).trim_end());
+        }
+    }
+
+    /// Shows a line of a plugin's log, which was asked for with `verbose`.
+    pub(crate) fn log(&self, log: &Log) {
+        let level = match serde_json::to_value(log.level) {
+            Ok(serde_json::Value::String(level)) => level,
+            _ => String::new(),
+        };
+        let target = if log.target.is_empty() { "plugin" } else { &log.target };
+        self.say(&sanitise(&format!("{level:5} {target}: {}", log.text)));
+    }
+
+    /// Writes a line for people to standard error, as it is.
+    pub(crate) fn say(&self, line: &str) {
+        self.without_spinner(|| {
+            // Nobody is left to be told.
+            let _ = writeln!(io::stderr().lock(), "{line}");
+        });
+    }
+
+    /// Shows how far a launch is, beside a spinner; only a person at a terminal sees it.
+    pub(crate) fn progress(&self, progress: &Progress) {
+        if self.format == Format::Json || !io::stderr().is_terminal() {
+            return;
+        }
+        let mut spinner = self.spinner();
+        let bar = spinner.get_or_insert_with(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            bar.set_style(ProgressStyle::default_spinner());
+            let calm = bar.clone();
+            // A thread of its own would outlive the bar; the ticker is indicatif's and ends with it.
+            calm.enable_steady_tick(TICK.max(CALM));
+            bar
+        });
+        bar.set_message(stage_text(progress));
+    }
+
+    /// Takes the spinner away.
+    pub(crate) fn finish_progress(&self) {
+        if let Some(bar) = self.spinner().take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn without_spinner<T>(&self, write: impl FnOnce() -> T) -> T {
+        match &*self.spinner() {
+            Some(bar) => bar.suspend(write),
+            None => write(),
+        }
+    }
+
+    fn spinner(&self) -> std::sync::MutexGuard<'_, Option<ProgressBar>> {
+        self.spinner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Writes what is wrong with the command line, or its help, as clap words it.
+pub(crate) fn show_clap(error: &clap::Error, hide: impl Fn(String) -> String) {
+    let styled = error.render();
+    let is_terminal =
+        if error.use_stderr() { io::stderr().is_terminal() } else { io::stdout().is_terminal() };
+    let text = hide(if is_terminal { styled.ansi().to_string() } else { styled.to_string() });
+    // Nobody is left to be told.
+    let _ = if error.use_stderr() {
+        io::stderr().lock().write_all(text.as_bytes())
+    } else {
+        io::stdout().lock().write_all(text.as_bytes())
+    };
+}
+
+fn describe(error: &LaunchError) -> String {
+    let mut text = format!("error: {}", sanitise(&error.message));
+    for cause in &error.causes {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "\n  caused by: {}", indent(sanitise(cause).trim_end()));
+    }
+    if let Some(hint) = &error.hint {
+        let _ = write!(text, "\n\nhint: {}", indent(&sanitise(hint)));
+    }
+    text
+}
+
+fn indent(text: &str) -> String {
+    text.replace('\n', "\n    ")
+}
+
+/// `msg` and `type` are those of distant 0.20.
+#[derive(Serialize)]
+struct ErrorLine<'a> {
+    msg: String,
+    r#type: &'static str,
+    kind: ErrorKind,
+    causes: &'a [String],
+    hint: Option<&'a str>,
+}
+
+fn error_line(error: &LaunchError) -> ErrorLine<'_> {
+    ErrorLine {
+        msg: error.one_line().into_owned(),
+        r#type: "error",
+        kind: error.kind,
+        causes: &error.causes,
+        hint: error.hint.as_deref(),
+    }
+}
+
+fn stage_text(progress: &Progress) -> String {
+    let stage = match progress.stage {
+        Stage::Resolve => "resolving the name",
+        Stage::Connect => "connecting",
+        Stage::HostKey => "checking the host key",
+        Stage::Authenticate => "logging in",
+        Stage::Probe => "looking for distant there",
+        Stage::Upload => "uploading distant",
+        Stage::Start => "starting the server",
+        Stage::Offer => "connecting to the server",
+        _ => "launching",
+    };
+    match progress.total {
+        0 => stage.to_owned(),
+        total => format!("{stage}: {} %", progress.done.min(total) * 100 / total),
+    }
+}
+
+/// Replaces what could do more to a terminal than show a character; line ends and tabs stay.
+pub(crate) fn sanitise(text: &str) -> String {
+    let text = text.replace("\r\n", "\n");
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\n' | '\t' => shown.push(character),
+            // The directions of Unicode can make a text read as another one.
+            '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                shown.extend(character.escape_unicode());
+            }
+            _ if character.is_control() => shown.extend(character.escape_default()),
+            _ => shown.push(character),
+        }
+    }
+    shown
+}
+
+/// Makes a [`LaunchError`] of any error, with its sources as the causes.
+pub(crate) fn from_error(what: impl Into<String>, error: &dyn Error) -> LaunchError {
+    LaunchError::new(ErrorKind::Other, what).because(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed() -> LaunchError {
+        LaunchError::new(ErrorKind::ServerNotStarted, "no server started on `example.com:22`")
+            .caused_by("the command ended with status 127: sh: 1: distant: \u{1b}[31mnot found\r\n")
+            .with_hint("install distant there, or name it with `--distant <PATH>`")
+    }
+
+    #[test]
+    fn an_error_says_what_why_and_what_to_try() {
+        assert_eq!(
+            describe(&failed()),
+            "error: no server started on `example.com:22`\n  \
+             caused by: the command ended with status 127: sh: 1: distant: \\u{1b}[31mnot found\n\n\
+             hint: install distant there, or name it with `--distant <PATH>`"
+        );
+    }
+
+    #[test]
+    fn an_error_line_has_the_members_of_0_20_first() {
+        let error = LaunchError::new(ErrorKind::TimedOut, "no answer").caused_by("silence");
+        assert_eq!(
+            serde_json::to_string(&error_line(&error)).unwrap(),
+            r#"{"msg":"no answer: silence","type":"error","kind":"timed_out","causes":["silence"],"hint":null}"#
+        );
+    }
+
+    #[test]
+    fn a_remote_text_cannot_steer_the_terminal() {
+        assert_eq!(sanitise("a\tb\r\nc\n"), "a\tb\nc\n");
+        assert_eq!(sanitise("\u{1b}]0;x\u{7}"), "\\u{1b}]0;x\\u{7}");
+        assert_eq!(sanitise("ok\rno"), "ok\\rno");
+        assert_eq!(sanitise("\u{9b}2J\u{202e}txt"), "\\u{9b}2J\\u{202e}txt");
+    }
+
+    #[test]
+    fn progress_reads_as_a_person_would_say_it() {
+        let progress = |stage, done, total| stage_text(&Progress { stage, done, total });
+        assert_eq!(progress(Stage::Authenticate, 0, 0), "logging in");
+        assert_eq!(progress(Stage::Upload, 3, 4), "uploading distant: 75 %");
+        assert_eq!(progress(Stage::Upload, 9, 4), "uploading distant: 100 %");
+    }
+}

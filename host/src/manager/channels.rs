@@ -1,0 +1,195 @@
+//! Channels: the requests of clients, side by side on the one connection to a server.
+//!
+//! Towards the server each request's id starts with its channel's, and replies are told apart by
+//! that; what travels is not looked at. Bytes that a client has not taken yet are counted and
+//! limited. A client that is behind slows the server down, but one that takes nothing for a while
+//! loses its channel, as others wait behind it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{mpsc, OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use super::connections::Connection;
+use super::requester::Requester;
+use super::service::Manager;
+use crate::wire::client::Replies;
+use crate::wire::envelope::{Request, Response};
+use crate::wire::message::{ManagerResponse, UntypedRequest};
+
+/// What a waiting response takes beside its payload.
+const OVERHEAD: usize = 256;
+
+#[derive(Debug)]
+struct Channel {
+    client: u32,
+    connection: Arc<Connection>,
+    /// Fires when its client closes it.
+    closed: CancellationToken,
+}
+
+/// All channels of a manager.
+#[derive(Debug, Default)]
+pub(super) struct Channels {
+    open: Mutex<HashMap<u32, Arc<Channel>>>,
+}
+
+/// The words of a 0.20 manager for a channel that is not there.
+const NOT_OPEN: &str = "Channel is not open or does not exist";
+
+impl Channels {
+    fn get(&self, client: u32, id: u32) -> Option<Arc<Channel>> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.get(&id).filter(|channel| channel.client == client).cloned()
+    }
+
+    fn add(&self, channel: &Arc<Channel>) -> u32 {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut id = rand::random();
+        while open.contains_key(&id) {
+            id = rand::random();
+        }
+        open.insert(id, Arc::clone(channel));
+        id
+    }
+
+    fn remove(&self, id: u32) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+
+    /// Sends a request through a channel; waits while the server does not keep up.
+    ///
+    /// # Errors
+    ///
+    /// What to tell the client.
+    pub(super) async fn send(
+        &self,
+        client: u32,
+        id: u32,
+        request: UntypedRequest,
+    ) -> Result<(), String> {
+        let channel = self.get(client, id).ok_or(NOT_OPEN)?;
+        let mut request = Request::from(request);
+        request.id = format!("{id}_{}", request.id);
+        tokio::select! {
+            sent = channel.connection.client.fire(request) => sent.map_err(|_| NOT_OPEN.to_owned()),
+            () = channel.closed.cancelled() => Err(NOT_OPEN.to_owned()),
+            () = channel.connection.over.cancelled() => Err(NOT_OPEN.to_owned()),
+        }
+    }
+
+    /// Closes a channel.
+    ///
+    /// # Errors
+    ///
+    /// What to tell the client.
+    pub(super) fn close(&self, client: u32, id: u32) -> Result<(), String> {
+        let channel = self.get(client, id).ok_or(NOT_OPEN)?;
+        self.remove(id);
+        channel.closed.cancel();
+        Ok(())
+    }
+}
+
+/// Opens a channel for a client and serves it in the background until either end goes.
+///
+/// # Errors
+///
+/// What to tell the client.
+pub(super) async fn open(
+    manager: &Arc<Manager>,
+    requester: Requester,
+    connection: u32,
+) -> Result<(), String> {
+    let connection = manager.connections.get(connection).ok_or("Connection does not exist")?;
+    let permits = Arc::clone(&requester.session.channels);
+    let permit = permits.try_acquire_owned().map_err(|_| {
+        format!("there are {} open channels already, close one first", manager.limits.channels)
+    })?;
+    let client = requester.session.connection;
+    let channel = Arc::new(Channel { client, connection, closed: CancellationToken::new() });
+    let id = manager.channels.add(&channel);
+    let replies = channel.connection.client.route(&id.to_string());
+    let manager = Arc::clone(manager);
+    // In order: no reply of the server can come before this one.
+    requester.tell(&ManagerResponse::ChannelOpened { id }).await;
+    tokio::spawn(async move {
+        serve(&manager, &requester, &channel, id, replies).await;
+        manager.channels.remove(id);
+        drop(permit);
+        if !channel.closed.is_cancelled() {
+            requester.tell(&ManagerResponse::ChannelClosed { id }).await;
+        }
+    });
+    Ok(())
+}
+
+async fn serve(
+    manager: &Manager,
+    requester: &Requester,
+    channel: &Channel,
+    id: u32,
+    replies: Replies,
+) {
+    // What waits in it has a permit of the client's backlog, which is its bound.
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let backlog = &requester.session.backlog;
+    let overrun = async {
+        if take(manager, backlog, replies, sender).await.is_ok() {
+            // What was taken is still to be delivered.
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        () = deliver(requester, id, receiver) => {}
+        () = overrun => tracing::warn!(channel = id, "closed: its client does not take what comes"),
+        () = channel.closed.cancelled() => {}
+        () = channel.connection.over.cancelled() => {}
+        () = requester.session.gone.cancelled() => {}
+    }
+}
+
+type Waiting = (Response, OwnedSemaphorePermit);
+
+/// The client takes nothing.
+struct Overrun;
+
+/// Takes replies from the server's connection for as long as the client's backlog has room. Until
+/// there is some the connection waits, and everybody's replies with it.
+async fn take(
+    manager: &Manager,
+    backlog: &Arc<Semaphore>,
+    mut replies: Replies,
+    queue: mpsc::UnboundedSender<Waiting>,
+) -> Result<(), Overrun> {
+    let limits = &manager.limits;
+    while let Some(response) = replies.next().await {
+        let size = (response.payload.len() + OVERHEAD).min(limits.backlog);
+        let size = u32::try_from(size).unwrap_or(u32::MAX);
+        let permit = match Arc::clone(backlog).try_acquire_many_owned(size) {
+            Ok(permit) => permit,
+            Err(_) => {
+                let room = Arc::clone(backlog).acquire_many_owned(size);
+                let room = tokio::time::timeout(limits.patience, room).await;
+                room.ok().and_then(Result::ok).ok_or(Overrun)?
+            }
+        };
+        if queue.send((response, permit)).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+async fn deliver(requester: &Requester, id: u32, mut queue: mpsc::UnboundedReceiver<Waiting>) {
+    while let Some((mut response, _permit)) = queue.recv().await {
+        if let Some((_, origin)) = response.origin_id.split_once('_') {
+            response.origin_id = origin.to_owned();
+        }
+        let response = ManagerResponse::Channel { id, response: response.into() };
+        if requester.reply(&response).await.is_err() {
+            break;
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Ending a server that a launch started.
+//!
+//! Its plugin ends it if it still holds something: a process, a tunnel. Else the one way that is
+//! left is the connection itself: a server of this program's kind ends when asked to, a released
+//! one runs `kill` on its own process. A server that nobody here started is left alone.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::connections::{Connection, Server};
+use crate::wire::client::Status;
+use crate::wire::envelope::Request;
+use crate::wire::message::{ClientExtension, EXTENSION};
+
+/// The server may still run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum KillError {
+    /// It did not go in time.
+    #[error("its server did not end within {} s", .0.as_secs())]
+    TimedOut(Duration),
+    /// Nobody knows how to end it.
+    #[error("its server does not end when told to, and its process is not known")]
+    NoWay,
+}
+
+/// Ends the server of a connection that has left the table, and closes the connection.
+pub(super) async fn end(connection: &Connection, limit: Duration) -> Result<(), KillError> {
+    let deadline = Instant::now() + limit;
+    let ended = tokio::time::timeout_at(deadline, end_server(connection)).await;
+    connection.client.close();
+    let result = ended.unwrap_or(Err(KillError::TimedOut(limit)));
+    match &result {
+        Ok(()) => tracing::info!(connection = connection.id, "killed"),
+        Err(error) => tracing::warn!(connection = connection.id, "killed, but {error}"),
+    }
+    result
+}
+
+async fn end_server(connection: &Connection) -> Result<(), KillError> {
+    let Server::Launched { resident, pid, proof } = &connection.server else { return Ok(()) };
+    let held = !resident.gone.is_cancelled();
+    resident.end.cancel();
+    resident.gone.cancelled().await;
+    let mut status = connection.client.status();
+    let is_over = |status: &Status| matches!(status, Status::Closed { .. });
+    if held && *status.borrow() != Status::Connected {
+        // It went with its worker; only the end of its connection was not seen as final yet.
+        return Ok(());
+    }
+    // What is out of reach cannot be ended now; the caller's limit is how long it is waited for.
+    let reachable = status.wait_for(|it| *it == Status::Connected || is_over(it)).await;
+    if reachable.map_or(true, |it| is_over(&it)) {
+        return Ok(());
+    }
+    let request = match (proof, pid) {
+        (true, _) => stop_request(),
+        (false, Some(pid)) => kill_request(*pid),
+        (false, None) => return Err(KillError::NoWay),
+    };
+    let client = connection.client.clone();
+    // Its replies are read, as a queue that nobody empties would hold up the connection.
+    let asked = async move {
+        if let Ok(mut replies) = client.send(request).await {
+            while replies.next().await.is_some() {}
+        }
+    };
+    tokio::select! {
+        () = asked => {}
+        _ = status.wait_for(|status| *status != Status::Connected) => {}
+    }
+    Ok(())
+}
+
+/// What makes a server of this program's kind end.
+fn stop_request() -> Request {
+    let extension = ClientExtension { version: 1, stop: true, ..ClientExtension::default() };
+    let mut request = Request::new(&serde_json::json!({ "type": "version" }));
+    match serde_json::to_value(extension) {
+        Ok(value) => drop(request.header.insert(EXTENSION.to_owned(), value)),
+        Err(error) => tracing::error!(%error, "an extension cannot be written"),
+    }
+    request
+}
+
+/// What makes a released server end its own process.
+fn kill_request(pid: u32) -> Request {
+    Request::new(&serde_json::json!({ "type": "proc_spawn", "cmd": format!("kill {pid}") }))
+}

@@ -1,0 +1,384 @@
+//! One launch, from the request to the end of its worker.
+//!
+//! A launch is a transaction: until its ticket is redeemed anything that goes wrong, and a client
+//! that goes away, cancels the plugin, which still holds all that it started and takes it back.
+//! Only the redeemed ticket commits it: the connection gets its entry and the plugin its verdict.
+//! After that the worker may stay, as what holds a tunnel or a server's process.
+
+use std::sync::Arc;
+
+use distant_plugin_api::destination::Destination;
+use distant_plugin_api::message::{
+    Answer, Ask, HostMessage, LogLevel, Offer, PluginMessage, Progress, Stage, Verdict,
+    VerdictKind, Via,
+};
+use distant_plugin_api::secret::Secret;
+use distant_plugin_api::{ErrorKind, LaunchError};
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt};
+use futures::FutureExt;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::clock::Clock;
+use super::connections::{Connection, Resident, Server};
+use super::offers::{Offers, Tried};
+use super::plan::Plan;
+use super::requester::Requester;
+use super::service::Manager;
+use super::tickets::{Redemption, Ticket};
+use crate::plugin::{Event, Process};
+use crate::wire::client::Client;
+use crate::wire::message::ManagerResponse;
+
+/// Runs a launch and tells its client how it went. Returns when its worker is gone.
+pub(super) async fn run(
+    manager: Arc<Manager>,
+    requester: Requester,
+    destination: Secret,
+    options: Secret,
+    pending: OwnedSemaphorePermit,
+) {
+    if let Err(error) = launch(&manager, &requester, &destination, &options, pending).await {
+        tracing::info!(kind = ?error.kind, "a launch failed: {}", error.one_line());
+        requester.fail(&error).await;
+    }
+}
+
+async fn launch(
+    manager: &Arc<Manager>,
+    requester: &Requester,
+    destination: &Secret,
+    options: &Secret,
+    pending: OwnedSemaphorePermit,
+) -> Result<(), LaunchError> {
+    let extension = requester.extension.as_deref();
+    let plan = Plan::make(&manager.registry, destination.expose(), options.expose(), extension);
+    let plan = unless_unwanted(manager, requester, plan).await??;
+    let slot = Arc::clone(&manager.slots).acquire_owned();
+    let slot = unless_unwanted(manager, requester, slot).await?.ok();
+    tracing::info!(destination = %plan.request.destination, plugin = plan.entry.name, "launching");
+    let environment = &plan.request.environment;
+    let worker = Process::start(&plan.entry, environment, log_level(plan.verbose));
+    let (process, _hello) = unless_unwanted(manager, requester, worker).await??;
+    process.send(HostMessage::Launch(Box::new(plan.request.clone())));
+    let clock = Clock::start(manager.limits.plugin + plan.timeout);
+    let offers = Offers::new(plan.timeout, manager.limits.slow);
+    let (manager, requester) = (Arc::clone(manager), requester.clone());
+    let launch = Launch {
+        manager,
+        requester,
+        plan,
+        process,
+        clock,
+        offers,
+        questions: FuturesUnordered::new(),
+        uploaded: 0,
+    };
+    launch.run((slot, pending)).await
+}
+
+/// Waits for something, unless the client goes away or the manager ends meanwhile.
+async fn unless_unwanted<T>(
+    manager: &Manager,
+    requester: &Requester,
+    future: impl std::future::Future<Output = T>,
+) -> Result<T, LaunchError> {
+    tokio::select! {
+        output = future => Ok(output),
+        () = requester.session.gone.cancelled() => Err(LaunchError::cancelled()),
+        () = manager.ending.cancelled() => Err(LaunchError::cancelled().caused_by("the manager ends")),
+    }
+}
+
+/// What a plugin's log is good for: all of it where the client wants it, else what the manager's
+/// own log keeps.
+fn log_level(verbose: bool) -> LogLevel {
+    use tracing::level_filters::LevelFilter;
+    if verbose {
+        return LogLevel::Trace;
+    }
+    match LevelFilter::current() {
+        LevelFilter::OFF => LogLevel::Off,
+        LevelFilter::ERROR => LogLevel::Error,
+        LevelFilter::WARN => LogLevel::Warn,
+        LevelFilter::INFO => LogLevel::Info,
+        LevelFilter::DEBUG => LogLevel::Debug,
+        _ => LogLevel::Trace,
+    }
+}
+
+/// A launch whose worker runs.
+struct Launch {
+    manager: Arc<Manager>,
+    requester: Requester,
+    plan: Plan,
+    process: Process,
+    clock: Clock,
+    offers: Offers,
+    questions: FuturesUnordered<BoxFuture<'static, Answer>>,
+    /// Bytes of an upload so far.
+    uploaded: u64,
+}
+
+/// A server that is reached, and the ticket that its connection waits for.
+struct Proven {
+    offer: Offer,
+    client: Client,
+    ticket: Ticket,
+    until: Instant,
+}
+
+impl Launch {
+    /// Goes through with it. `permits` are given back once the plugin has its verdict.
+    async fn run<P>(mut self, permits: P) -> Result<(), LaunchError> {
+        match self.until_redeemed().await {
+            Ok((proven, redemption)) => {
+                let (connection, resident) = self.commit(proven, redemption);
+                drop(permits);
+                self.reside(&connection, &resident).await;
+                Ok(())
+            }
+            Err(error) => {
+                // The client hears of it when nothing is left, so that it may try again at once.
+                self.end().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Serves the plugin until the connection is proven and its ticket redeemed.
+    async fn until_redeemed(&mut self) -> Result<(Proven, Redemption), LaunchError> {
+        let gone = self.requester.session.gone.clone();
+        let ending = self.manager.ending.clone();
+        let mut proven: Option<Proven> = None;
+        loop {
+            if self.questions.is_empty() && proven.is_none() {
+                self.clock.resume();
+            } else {
+                self.clock.pause();
+            }
+            tokio::select! {
+                // A ticket that is shown in its last moment counts.
+                biased;
+                redemption = redemption(&mut proven) => {
+                    let message = "nobody took the connection of the launch";
+                    return redemption
+                        .ok_or_else(|| LaunchError::new(ErrorKind::TimedOut, message));
+                }
+                () = gone.cancelled() => return Err(LaunchError::cancelled()),
+                () = ending.cancelled() => {
+                    return Err(LaunchError::cancelled().caused_by("the manager ends"));
+                }
+                event = self.process.next() => self.event(event)?,
+                Some(answer) = self.questions.next() => {
+                    self.process.send(HostMessage::Answer(answer));
+                }
+                tried = self.offers.next() => match tried {
+                    Tried::Verdict(id, result) => self.verdict(id, result),
+                    Tried::Proven(id, client) => {
+                        self.offers.stop();
+                        proven = Some(self.proven(id, client).await?);
+                    }
+                },
+                () = self.clock.over() => return Err(self.timed_out()),
+            }
+        }
+    }
+
+    fn event(&mut self, event: Event) -> Result<(), LaunchError> {
+        let message = match event {
+            Event::Message(message) => message,
+            Event::Ended(Err(error)) => return Err(error),
+            Event::Ended(Ok(())) => return Err(self.broke("ended without a server")),
+        };
+        match message {
+            PluginMessage::Ask(ask) => self.ask(ask),
+            PluginMessage::Offer(offer) => return self.offer(offer),
+            PluginMessage::Done => return Err(self.broke("ended without a server")),
+            PluginMessage::Error(error) => return Err(error),
+            other => self.hear(other),
+        }
+        Ok(())
+    }
+
+    /// Takes what a plugin may say at any time.
+    fn hear(&mut self, message: PluginMessage) {
+        match message {
+            PluginMessage::Notice(notice) => self.requester.notice(notice),
+            PluginMessage::Progress(progress) => {
+                // An upload takes as long as the network makes it; it counts as alive for as long
+                // as it gets on.
+                if progress.stage == Stage::Upload && progress.done > self.uploaded {
+                    self.uploaded = progress.done;
+                    self.clock.rewind();
+                }
+                self.requester.progress(progress);
+            }
+            PluginMessage::Log(log) => {
+                let (plugin, target) = (&self.plan.entry.name, &log.target);
+                match log.level {
+                    LogLevel::Off => {}
+                    LogLevel::Error => tracing::error!(plugin, target, "{}", log.text),
+                    LogLevel::Warn => tracing::warn!(plugin, target, "{}", log.text),
+                    LogLevel::Info => tracing::info!(plugin, target, "{}", log.text),
+                    LogLevel::Debug => tracing::debug!(plugin, target, "{}", log.text),
+                    LogLevel::Trace => tracing::trace!(plugin, target, "{}", log.text),
+                }
+                if self.plan.verbose {
+                    self.requester.log(log);
+                }
+            }
+            _ => tracing::debug!(plugin = self.plan.entry.name, "a message that does not fit"),
+        }
+    }
+
+    fn ask(&mut self, ask: Ask) {
+        let (manager, requester) = (Arc::clone(&self.manager), self.requester.clone());
+        if self.questions.len() >= self.manager.limits.questions {
+            let cancelled = Answer { id: ask.id, answers: None, valid: None, cancelled: true };
+            return self.process.send(HostMessage::Answer(cancelled));
+        }
+        self.questions.push(async move { requester.ask(&manager, ask).await }.boxed());
+    }
+
+    fn offer(&mut self, offer: Offer) -> Result<(), LaunchError> {
+        if self.offers.len() >= self.manager.limits.offers {
+            return Err(self.broke("offered too many servers"));
+        }
+        let (host, port, via) = (&offer.host, offer.port, offer.via);
+        tracing::debug!(host, port, ?via, proof = offer.proof, "a server is offered");
+        if self.offers.len() == 0 {
+            self.requester.progress(Progress { stage: Stage::Offer, done: 0, total: 0 });
+        }
+        let worked = self.manager.ways.get(&self.plan.request.destination);
+        let is_hopeless = offer.via == Via::Direct && worked == Some(Via::Tunnel);
+        self.offers.add(offer, is_hopeless);
+        Ok(())
+    }
+
+    fn verdict(&self, id: u64, result: VerdictKind) {
+        tracing::debug!(offer = id, verdict = ?result, "a verdict");
+        self.process.send(HostMessage::Verdict(Verdict { id, result }));
+    }
+
+    /// Remembers the way, and tells the client where to connect.
+    async fn proven(&mut self, id: u64, client: Client) -> Result<Proven, LaunchError> {
+        let offer = self.offers.get(id).cloned().ok_or_else(|| self.broke("lost its offer"))?;
+        self.manager.ways.remember(&self.plan.request.destination, offer.via);
+        let (ticket, text) = self.manager.tickets.issue(self.requester.session.uid);
+        let destination = address(&offer, &client, text).expose();
+        let launched = ManagerResponse::Launched { destination };
+        let reply = self.requester.reply(&launched);
+        reply.await.map_err(|_| LaunchError::cancelled())?;
+        Ok(Proven { offer, client, ticket, until: Instant::now() + self.manager.limits.ticket })
+    }
+
+    /// Makes the connection everybody's and the launch a success.
+    fn commit(&mut self, proven: Proven, redemption: Redemption) -> (Arc<Connection>, Resident) {
+        let Proven { offer, client, ticket: _, until: _ } = proven;
+        let resident = Resident { end: CancellationToken::new(), gone: CancellationToken::new() };
+        let server =
+            Server::Launched { resident: resident.clone(), pid: offer.pid, proof: offer.proof };
+        let options = self.plan.shown.clone();
+        let connection =
+            self.manager.connections.add(client, redemption.destination, options, server);
+        tracing::info!(
+            connection = connection.id,
+            destination = %self.plan.request.destination,
+            via = ?offer.via,
+            "launched"
+        );
+        let open: Vec<_> = self.offers.open().map(|offer| offer.id).collect();
+        for id in open {
+            let by = (id != offer.id).then_some(offer.id);
+            self.verdict(id, VerdictKind::Connected { by });
+        }
+        // The client may have gone since; the connection is there for the next one.
+        let _ = redemption.redeemed.send(connection.id);
+        (connection, resident)
+    }
+
+    /// Stays with a worker that holds something, and with one that does not until it is gone.
+    async fn reside(mut self, connection: &Arc<Connection>, resident: &Resident) {
+        let _gone = resident.gone.clone().drop_guard();
+        self.questions.clear();
+        let mut is_cancelled = false;
+        let result = loop {
+            tokio::select! {
+                event = self.process.next() => match event {
+                    Event::Ended(result) => break result,
+                    Event::Message(PluginMessage::Error(error)) => {
+                        tracing::warn!(connection = connection.id, "the plugin: {}", error.one_line());
+                    }
+                    Event::Message(PluginMessage::Ask(ask)) => {
+                        // Its launch is over, so nobody waits at the client.
+                        let answer = Answer { id: ask.id, answers: None, valid: None, cancelled: true };
+                        self.process.send(HostMessage::Answer(answer));
+                    }
+                    Event::Message(PluginMessage::Offer(offer)) => {
+                        self.verdict(offer.id, VerdictKind::Connected { by: None });
+                    }
+                    Event::Message(message) => self.hear(message),
+                },
+                () = resident.end.cancelled(), if !is_cancelled => {
+                    is_cancelled = true;
+                    self.process.cancel();
+                }
+            }
+        };
+        if let Err(error) = &result {
+            tracing::warn!(connection = connection.id, "a worker: {}", error.one_line());
+        }
+        if !is_cancelled {
+            self.manager.connections.check(connection).await;
+        }
+    }
+
+    /// Cancels the plugin and waits until its worker is gone.
+    async fn end(&mut self) {
+        self.questions.clear();
+        self.offers.stop();
+        self.process.cancel();
+        while let Event::Message(message) = self.process.next().await {
+            match message {
+                PluginMessage::Notice(_) | PluginMessage::Log(_) => self.hear(message),
+                PluginMessage::Error(error) if error.kind != ErrorKind::Cancelled => {
+                    tracing::debug!("a cancelled plugin: {}", error.one_line());
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn timed_out(&self) -> LaunchError {
+        let (name, limit) = (&self.plan.entry.name, self.clock.limit());
+        let message = format!("plugin `{name}` came to no end within {} s", limit.as_secs());
+        LaunchError::new(ErrorKind::TimedOut, message)
+    }
+
+    fn broke(&self, what: &str) -> LaunchError {
+        let message = format!("plugin `{}` {what}", self.plan.entry.name);
+        LaunchError::new(ErrorKind::Plugin, message)
+    }
+}
+
+/// Waits for the ticket, once there is one: until it is shown, or its time is over.
+async fn redemption(proven: &mut Option<Proven>) -> Option<(Proven, Redemption)> {
+    let Some(waiting) = proven else { return std::future::pending().await };
+    let shown = tokio::time::timeout_at(waiting.until, waiting.ticket.shown()).await.ok()?;
+    Some((proven.take()?, shown))
+}
+
+/// Where a client is told to connect. A plugin may know the host by a name that is no destination.
+fn address(offer: &Offer, client: &Client, ticket: Secret) -> Destination {
+    let mut destination = Destination::new(&offer.host);
+    destination.scheme = Some("distant".to_owned());
+    destination.port = Some(offer.port);
+    destination.password = Some(ticket);
+    if destination.expose().expose().parse::<Destination>().is_err() {
+        destination.host = client.peer().map_or("localhost".to_owned(), |it| it.ip().to_string());
+    }
+    destination
+}

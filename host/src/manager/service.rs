@@ -1,0 +1,271 @@
+//! What the manager answers to each request.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use distant_plugin_api::{ErrorKind, LaunchError};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::channels::{self, Channels};
+use super::connections::Connections;
+use super::offers::Ways;
+use super::questions::Questions;
+use super::requester::{extension, Requester, Session};
+use super::tickets::Tickets;
+use super::{connect, kill, launch, Limits};
+use crate::plugin::{self, Registry};
+use crate::wire::envelope::Request;
+use crate::wire::message::{ManagerRequest, ManagerResponse, PROTOCOL_VERSION};
+use crate::wire::server::{Peer, Reply, Service};
+
+/// The words of a 0.20 manager for a connection that is not there.
+const NO_CONNECTION: &str = "No connection found";
+
+/// All that a manager has.
+#[derive(Debug)]
+pub(super) struct Manager {
+    pub(super) registry: Registry,
+    pub(super) limits: Limits,
+    pub(super) connections: Connections,
+    pub(super) channels: Channels,
+    pub(super) questions: Questions,
+    pub(super) tickets: Arc<Tickets>,
+    pub(super) ways: Ways,
+    /// Launches that may still run beside the others.
+    pub(super) slots: Arc<Semaphore>,
+    /// Fires when the manager ends: no launch and no connection begins any more.
+    pub(super) ending: CancellationToken,
+    stop_wanted: CancellationToken,
+    stopped: CancellationToken,
+    /// Clients that wait to hear that the manager has ended.
+    waiting: TaskTracker,
+    launches: TaskTracker,
+}
+
+impl Manager {
+    /// Makes a manager that has nothing yet.
+    pub(super) fn new(plugins: plugin::Settings, limits: Limits) -> Self {
+        Self {
+            registry: Registry::new(plugins),
+            connections: Connections::default(),
+            channels: Channels::default(),
+            questions: Questions::default(),
+            tickets: Arc::new(Tickets::new()),
+            ways: Ways::default(),
+            slots: Arc::new(Semaphore::new(limits.launches)),
+            ending: CancellationToken::new(),
+            stop_wanted: CancellationToken::new(),
+            stopped: CancellationToken::new(),
+            waiting: TaskTracker::new(),
+            launches: TaskTracker::new(),
+            limits,
+        }
+    }
+
+    /// Waits until a client wants the manager to end.
+    pub(super) async fn stop_wanted(&self) {
+        self.stop_wanted.cancelled().await;
+    }
+
+    /// Ends all launches, and all servers that they started, within the limit for that.
+    pub(super) async fn end(&self) {
+        self.ending.cancel();
+        self.launches.close();
+        let ended = async {
+            let servers = self.connections.remove_all();
+            let all = servers.iter().map(|connection| kill::end(connection, self.limits.kill));
+            futures::future::join_all(all).await;
+            self.launches.wait().await;
+            self.registry.workers_gone().await;
+        };
+        if tokio::time::timeout(self.limits.kill, ended).await.is_err() {
+            tracing::warn!("not everything ended in time");
+        }
+    }
+
+    /// Tells those who wanted it that the manager has ended.
+    pub(super) async fn say_stopped(&self) {
+        self.stopped.cancel();
+        self.waiting.close();
+        self.waiting.wait().await;
+    }
+
+    /// Ends the manager for a client, which hears of it when it is done.
+    fn stop(self: Arc<Self>, requester: Requester) -> Result<(), String> {
+        let own = rustix::process::geteuid().as_raw();
+        if ![own, 0].contains(&requester.session.uid) {
+            return Err("only the manager's own user can stop it".to_owned());
+        }
+        let token = self.waiting.token();
+        tokio::spawn(async move {
+            self.stop_wanted.cancel();
+            self.stopped.cancelled().await;
+            requester.tell(&version()).await;
+            drop(token);
+        });
+        Ok(())
+    }
+
+    fn launch(
+        self: &Arc<Self>,
+        requester: Requester,
+        destination: distant_plugin_api::secret::Secret,
+        options: distant_plugin_api::secret::Secret,
+    ) -> Result<(), LaunchError> {
+        let permit = Arc::clone(&requester.session.pending).try_acquire_owned().map_err(|_| {
+            let message = format!("this client has {} launches already", self.limits.pending);
+            LaunchError::new(ErrorKind::Other, message)
+        })?;
+        let manager = Arc::clone(self);
+        self.launches.spawn(async move {
+            launch::run(manager, requester, destination, options, permit).await;
+        });
+        Ok(())
+    }
+
+    fn kill(self: Arc<Self>, requester: Requester, id: u32) -> Result<(), String> {
+        let connection = self.connections.remove(id).ok_or(NO_CONNECTION)?;
+        tokio::spawn(async move {
+            let response = match kill::end(&connection, self.limits.kill).await {
+                Ok(()) => ManagerResponse::Killed,
+                Err(error) => {
+                    let description = format!("connection {id} is dropped, but {error}");
+                    ManagerResponse::Error { description }
+                }
+            };
+            requester.tell(&response).await;
+        });
+        Ok(())
+    }
+
+    /// Answers a request, or sets going what will. The error is for the client.
+    async fn answer(
+        self: Arc<Self>,
+        requester: Requester,
+        request: ManagerRequest,
+    ) -> Result<Option<ManagerResponse>, Failure> {
+        let client = requester.session.connection;
+        Ok(match request {
+            ManagerRequest::Version => {
+                if requester.extension.as_ref().is_some_and(|it| it.stop) {
+                    self.stop(requester)?;
+                    None
+                } else {
+                    Some(version())
+                }
+            }
+            ManagerRequest::Launch { destination, options } => {
+                self.launch(requester, destination, options)?;
+                None
+            }
+            ManagerRequest::Connect { destination, options } => {
+                tokio::spawn(connect::run(self, requester, destination, options));
+                None
+            }
+            ManagerRequest::Authenticate { id, msg } => {
+                self.questions.answer(client, id, msg)?;
+                None
+            }
+            ManagerRequest::OpenChannel { id } => {
+                channels::open(&self, requester, id).await?;
+                None
+            }
+            ManagerRequest::Channel { id, request } => {
+                self.channels.send(client, id, request).await?;
+                None
+            }
+            ManagerRequest::CloseChannel { id } => {
+                self.channels.close(client, id)?;
+                Some(ManagerResponse::ChannelClosed { id })
+            }
+            ManagerRequest::Info { id } => {
+                let connection = self.connections.get(id).ok_or(NO_CONNECTION.to_owned())?;
+                Some(ManagerResponse::Info(connection.info()))
+            }
+            ManagerRequest::Kill { id } => {
+                self.kill(requester, id)?;
+                None
+            }
+            ManagerRequest::List => Some(ManagerResponse::List(self.connections.list())),
+        })
+    }
+}
+
+/// Why a request was not carried out.
+#[derive(Debug)]
+struct Failure(LaunchError);
+
+impl From<LaunchError> for Failure {
+    fn from(error: LaunchError) -> Self {
+        Self(error)
+    }
+}
+
+impl From<String> for Failure {
+    fn from(description: String) -> Self {
+        Self(LaunchError::new(ErrorKind::Other, description))
+    }
+}
+
+fn version() -> ManagerResponse {
+    let [major, minor, patch] = PROTOCOL_VERSION;
+    ManagerResponse::Version { version: format!("{major}.{minor}.{patch}") }
+}
+
+/// The wire's view of a manager: a handle on it.
+#[derive(Debug, Clone)]
+pub(super) struct Requests(pub(super) Arc<Manager>);
+
+#[async_trait]
+impl Service for Requests {
+    type Session = Session;
+
+    /// What goes through a channel must arrive in order; all that takes a while has its own task.
+    const IN_ORDER: bool = true;
+
+    fn open(&self, connection: u32, peer: &Peer) -> Session {
+        let limits = &self.0.limits;
+        let uid = match peer {
+            Peer::Unix { uid, .. } => *uid,
+            // Nobody comes this way; if one did, no ticket would be theirs.
+            Peer::Tcp(_) => u32::MAX,
+        };
+        Session {
+            connection,
+            uid,
+            gone: CancellationToken::new(),
+            pending: Arc::new(Semaphore::new(limits.pending)),
+            channels: Arc::new(Semaphore::new(limits.channels)),
+            backlog: Arc::new(Semaphore::new(limits.backlog)),
+        }
+    }
+
+    fn closed(&self, session: &Session) {
+        session.gone.cancel();
+    }
+
+    async fn handle(&self, session: Arc<Session>, request: Request, reply: Reply) {
+        let extension = extension(&request.header).map(Arc::new);
+        let requester = Requester { session, extension, reply };
+        let request = match request.parse::<ManagerRequest>() {
+            Ok(request) => request,
+            Err(error) => return requester.fail(&invalid(&error.to_string())).await,
+        };
+        match Arc::clone(&self.0).answer(requester.clone(), request).await {
+            Ok(Some(response)) => requester.tell(&response).await,
+            Ok(None) => {}
+            Err(Failure(error)) => requester.fail(&error).await,
+        }
+    }
+
+    fn malformed(&self, reason: &str) -> Vec<u8> {
+        let description = invalid(reason).one_line().into_owned();
+        rmp_serde::to_vec_named(&ManagerResponse::Error { description }).unwrap_or_default()
+    }
+}
+
+fn invalid(reason: &str) -> LaunchError {
+    LaunchError::new(ErrorKind::Other, "the request is invalid").caused_by(reason)
+}

@@ -1,0 +1,366 @@
+//! The manager's socket: one manager per socket, and nobody else's hands on it.
+//!
+//! Whoever holds the lock file beside the socket is its manager. Everything about the socket file
+//! happens under that lock, so a stale one can be replaced without a race; the new one gets its
+//! mode before it gets its name, and accepts nobody before both.
+
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::Instant;
+
+use super::{Access, ManagerError};
+use crate::wire::server::{Listener, Peer};
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 128;
+
+/// For another manager that has the lock to have its socket too, or to give up.
+const STARTING: Duration = Duration::from_secs(5);
+
+/// Between two looks at a manager that is just starting.
+const LOOK: Duration = Duration::from_millis(20);
+
+impl Access {
+    fn mode(self) -> u32 {
+        match self {
+            Self::Owner => 0o600,
+            Self::Group => 0o660,
+            Self::Anyone => 0o666,
+        }
+    }
+}
+
+/// A socket that this manager owns: its name, the lock beside it, and whom it lets in.
+///
+/// Dropping it removes both files, if they are still the ones it made.
+#[derive(Debug)]
+pub(super) struct Socket {
+    path: PathBuf,
+    made: (u64, u64),
+    lock: Lock,
+}
+
+#[derive(Debug)]
+struct Lock {
+    path: PathBuf,
+    file: File,
+}
+
+impl Socket {
+    /// Takes a socket's name, with a stale socket's too, and listens.
+    ///
+    /// Missing folders are made for this user alone. A manager that is just starting there is
+    /// waited for, so that whoever hears [`ManagerError::InUse`] can connect.
+    pub(super) async fn bind(path: &Path, access: Access) -> Result<(Self, Guarded), ManagerError> {
+        let path = std::path::absolute(path).map_err(|e| ManagerError::io("use", path, e))?;
+        if SocketAddrUnix::new(&path).is_err() || SocketAddrUnix::new(beside(&path, "~")).is_err() {
+            return Err(ManagerError::TooLong { path });
+        }
+        if let Some(folder) = path.parent() {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+            made.map_err(|e| ManagerError::io("make the folder", folder, e))?;
+        }
+        let lock = Lock::take(&path).await?;
+        if !is_stale(&path)? {
+            return Err(ManagerError::InUse { socket: path });
+        }
+        let (listener, made) = listen(&path, access)?;
+        let socket = Self { path, made, lock };
+        let only = (access == Access::Owner).then(|| rustix::process::geteuid().as_raw());
+        Ok((socket, Guarded { listener, only }))
+    }
+
+    /// Removes the socket, so that nobody finds it any more; its name stays locked.
+    pub(super) fn remove(&self) {
+        if inode(&self.path).is_ok_and(|inode| inode == self.made) {
+            drop(fs::remove_file(&self.path));
+        }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.remove();
+        if self.lock.is_there() {
+            drop(fs::remove_file(&self.lock.path));
+        }
+    }
+}
+
+impl Lock {
+    /// Locks a socket's name, or finds out that a living manager has it.
+    async fn take(socket: &Path) -> Result<Self, ManagerError> {
+        let deadline = Instant::now() + STARTING;
+        loop {
+            if let Some(lock) = Self::try_take(&beside(socket, ".lock"))? {
+                return Ok(lock);
+            }
+            if answers(socket).unwrap_or(false) || Instant::now() >= deadline {
+                return Err(ManagerError::InUse { socket: socket.to_owned() });
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    fn try_take(path: &Path) -> Result<Option<Self>, ManagerError> {
+        loop {
+            let no_follow = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).mode(0o600).custom_flags(no_follow);
+            let file = match options.open(path) {
+                Ok(file) => file,
+                Err(error) => {
+                    // Where the folder is everybody's, the system itself refuses another's file.
+                    if let Ok(there) = fs::symlink_metadata(path) {
+                        refuse_foreign(path, &there)?;
+                    }
+                    return Err(ManagerError::io("open the lock", path, error));
+                }
+            };
+            let there = file.metadata().map_err(|e| ManagerError::io("read the lock", path, e))?;
+            refuse_foreign(path, &there)?;
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => return Ok(None),
+                Err(error) => return Err(ManagerError::io("lock", path, error.into())),
+            }
+            let lock = Self { path: path.to_owned(), file };
+            // The manager before may have removed the file between our opening and locking it;
+            // then this lock keeps nobody out.
+            if lock.is_there() {
+                return Ok(Some(lock));
+            }
+        }
+    }
+
+    fn is_there(&self) -> bool {
+        let own = self.file.metadata().map(|it| (it.dev(), it.ino()));
+        matches!((own, inode(&self.path)), (Ok(own), Ok(there)) if own == there)
+    }
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+fn inode(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|it| (it.dev(), it.ino()))
+}
+
+fn refuse_foreign(path: &Path, there: &Metadata) -> Result<(), ManagerError> {
+    if there.uid() == rustix::process::geteuid().as_raw() {
+        Ok(())
+    } else {
+        Err(ManagerError::Foreign { path: path.to_owned(), uid: there.uid() })
+    }
+}
+
+/// Whether the name is free, or has a socket of ours that nobody listens on.
+fn is_stale(path: &Path) -> Result<bool, ManagerError> {
+    match fs::symlink_metadata(path) {
+        Ok(there) => {
+            refuse_foreign(path, &there)?;
+            if !there.file_type().is_socket() {
+                return Err(ManagerError::NotASocket { path: path.to_owned() });
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+        Err(error) => return Err(ManagerError::io("look at", path, error)),
+    }
+    answers(path).map(|answers| !answers).map_err(|e| ManagerError::io("try", path, e.into()))
+}
+
+/// Whether somebody listens on a socket. Never waits, whatever state they are in.
+fn answers(path: &Path) -> Result<bool, Errno> {
+    let socket = stream(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
+        // A full queue: somebody listens, but is busy or stopped.
+        Ok(()) | Err(Errno::AGAIN | Errno::INPROGRESS) => Ok(true),
+        Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn stream(flags: SocketFlags) -> Result<OwnedFd, Errno> {
+    rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+}
+
+/// Makes the socket under another name, sets its mode, listens, and only then gives it its name.
+fn listen(path: &Path, access: Access) -> Result<(UnixListener, (u64, u64)), ManagerError> {
+    let temporary = beside(path, "~");
+    let failed = |error: io::Error| ManagerError::io("listen on", path, error);
+    if let Ok(there) = fs::symlink_metadata(&temporary) {
+        refuse_foreign(&temporary, &there)?;
+        fs::remove_file(&temporary).map_err(failed)?;
+    }
+    let bound = || -> io::Result<(UnixListener, (u64, u64))> {
+        let socket = stream(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+        rustix::net::bind(&socket, &SocketAddrUnix::new(&temporary)?)?;
+        fs::set_permissions(&temporary, fs::Permissions::from_mode(access.mode()))?;
+        let made = inode(&temporary)?;
+        rustix::net::listen(&socket, BACKLOG)?;
+        let listener = UnixListener::from_std(socket.into())?;
+        fs::rename(&temporary, path)?;
+        Ok((listener, made))
+    };
+    bound().map_err(|error| {
+        drop(fs::remove_file(&temporary));
+        failed(error)
+    })
+}
+
+/// Lets in whom the socket is for.
+#[derive(Debug)]
+pub(super) struct Guarded {
+    listener: UnixListener,
+    /// The one user who may come, beside root; `None`: whom the file's mode lets in.
+    only: Option<u32>,
+}
+
+#[async_trait]
+impl Listener for Guarded {
+    type Stream = UnixStream;
+
+    async fn accept(&mut self) -> io::Result<(UnixStream, Peer)> {
+        loop {
+            let (stream, _) = self.listener.accept().await?;
+            let peer = stream.peer_cred()?;
+            if self.only.is_none_or(|uid| peer.uid() == uid || peer.uid() == 0) {
+                return Ok((stream, Peer::Unix { uid: peer.uid(), pid: peer.pid() }));
+            }
+            tracing::warn!(uid = peer.uid(), "a client of another user is turned away");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder() -> tempfile::TempDir {
+        tempfile::tempdir().unwrap()
+    }
+
+    async fn bind(path: &Path) -> Result<(Socket, Guarded), ManagerError> {
+        Socket::bind(path, Access::Owner).await
+    }
+
+    #[tokio::test]
+    async fn it_is_for_whom_it_should_be_and_its_folder_for_the_user_alone() {
+        let folder = folder();
+        let modes = [(Access::Owner, 0o600), (Access::Group, 0o660), (Access::Anyone, 0o666)];
+        for (access, expected) in modes {
+            let path = folder.path().join("made/for/it.sock");
+            let (_socket, _listener) = Socket::bind(&path, access).await.unwrap();
+            let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+            assert_eq!(mode(&path), expected);
+            assert_eq!(mode(path.parent().unwrap()), 0o700);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_second_one_is_refused_while_the_first_lives() {
+        let folder = folder();
+        let path = folder.path().join("it.sock");
+        let first = bind(&path).await.unwrap();
+        let error = bind(&path).await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("address in use: a manager listens on `{}` already", path.display())
+        );
+        drop(first);
+        bind(&path).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_that_holds_no_lock_is_respected_too() {
+        let folder = folder();
+        let path = folder.path().join("it.sock");
+        let _released = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        assert!(matches!(bind(&path).await, Err(ManagerError::InUse { .. })));
+    }
+
+    #[tokio::test]
+    async fn of_many_that_start_together_one_wins() {
+        let folder = folder();
+        let path = folder.path().join("it.sock");
+        let all = futures::future::join_all((0..8).map(|_| bind(&path))).await;
+        let won = all.iter().filter(|it| it.is_ok()).count();
+        let lost = all.iter().filter(|it| matches!(it, Err(ManagerError::InUse { .. }))).count();
+        assert_eq!((won, lost), (1, 7));
+    }
+
+    #[tokio::test]
+    async fn a_stale_one_is_replaced() {
+        let folder = folder();
+        let path = folder.path().join("it.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        // What a crash between making and naming it leaves.
+        drop(std::os::unix::net::UnixListener::bind(beside(&path, "~")).unwrap());
+        let (_socket, mut listener) = bind(&path).await.unwrap();
+        let (client, accepted) = tokio::join!(UnixStream::connect(&path), listener.accept());
+        client.unwrap();
+        let own = rustix::process::getuid().as_raw();
+        assert!(matches!(accepted.unwrap().1, Peer::Unix { uid, .. } if uid == own));
+    }
+
+    #[tokio::test]
+    async fn another_file_is_never_replaced() {
+        let folder = folder();
+        let path = folder.path().join("it.sock");
+        fs::write(&path, "precious").unwrap();
+        assert!(matches!(bind(&path).await, Err(ManagerError::NotASocket { .. })));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+    }
+
+    #[tokio::test]
+    async fn what_belongs_to_another_user_is_refused() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: only root can make another user's file");
+            return;
+        }
+        let nobody = Some(65534);
+        let folder = folder();
+        let path = folder.path().join("it.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        std::os::unix::fs::lchown(&path, nobody, nobody).unwrap();
+        assert!(matches!(bind(&path).await, Err(ManagerError::Foreign { uid: 65534, .. })));
+        fs::remove_file(&path).unwrap();
+        let lock = beside(&path, ".lock");
+        fs::write(&lock, "").unwrap();
+        std::os::unix::fs::lchown(&lock, nobody, nobody).unwrap();
+        assert!(matches!(bind(&path).await, Err(ManagerError::Foreign { uid: 65534, .. })));
+    }
+
+    #[tokio::test]
+    async fn nothing_is_left_of_it_and_nothing_else_is_taken() {
+        let folder = folder();
+        let path = folder.path().join("it.sock");
+        drop(bind(&path).await.unwrap());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+
+        let bound = bind(&path).await.unwrap();
+        fs::remove_file(&path).unwrap();
+        let _another = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        drop(bound);
+        assert!(path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_name_that_is_too_long_is_said_to_be() {
+        let path = folder().path().join("x".repeat(120));
+        assert!(matches!(bind(&path).await, Err(ManagerError::TooLong { .. })));
+    }
+}

@@ -1,0 +1,204 @@
+//! What plugin files say of themselves, remembered so that a launch need not ask them again.
+//!
+//! An entry belongs to one content of one file: whatever changes a file changes its key, so a
+//! replaced plugin is asked anew at the next launch. The file is a cache and nothing else; without
+//! it everything works, only the next launch takes some milliseconds longer.
+
+use std::collections::BTreeMap;
+use std::fs::{File, Metadata};
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use distant_plugin_api::message::PROTOCOL;
+use distant_plugin_api::Manifest;
+use serde::{Deserialize, Serialize};
+
+use super::config;
+use super::discovery::Kind;
+use super::manifest;
+
+/// Bytes that the cache may have.
+const SIZE_MAX: u64 = 4 * 1024 * 1024;
+/// Plugins that are remembered.
+const ENTRIES_MAX: usize = 256;
+
+/// One content of one file, as it was when it was opened.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub(super) struct Identity {
+    pub(super) path: PathBuf,
+    kind: Kind,
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    /// Changes also when a file's time is set back, and with its owner and mode.
+    changed: (i64, i64),
+    /// The program that asked: a newer one may understand more.
+    host: String,
+}
+
+impl Identity {
+    pub(super) fn new(path: &Path, kind: Kind, metadata: &Metadata) -> Self {
+        let [lowest, highest] = PROTOCOL;
+        Self {
+            path: path.to_owned(),
+            kind,
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+            host: format!("{} {lowest}-{highest}", env!("CARGO_PKG_VERSION")),
+        }
+    }
+}
+
+/// The manifests of files.
+pub(super) type Manifests = BTreeMap<Identity, Arc<Manifest>>;
+
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    file: Identity,
+    manifest: Manifest,
+}
+
+/// Reads the cache. One that is missing, damaged, too big or not ours alone counts as empty.
+pub(super) fn read(path: &Path) -> Manifests {
+    let entries = read_entries(path).unwrap_or_default();
+    let valid = entries.into_iter().filter(|entry| manifest::check(&entry.manifest).is_ok());
+    valid.map(|entry| (entry.file, Arc::new(entry.manifest))).collect()
+}
+
+fn read_entries(path: &Path) -> Option<Vec<Entry>> {
+    let file = File::open(path).ok()?;
+    let metadata = file.metadata().ok()?;
+    if metadata.uid() != rustix::process::geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
+        return None;
+    }
+    let mut text = Vec::new();
+    file.take(SIZE_MAX).read_to_end(&mut text).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+/// Adds manifests to the cache, where another process may have added its own meanwhile. Older
+/// contents of the same files are forgotten.
+pub(super) fn add(path: &Path, new: &Manifests) {
+    let mut all = read(path);
+    all.retain(|file, _| !new.keys().any(|it| it.path == file.path) && file.path.exists());
+    all.extend(new.iter().map(|(file, manifest)| (file.clone(), Arc::clone(manifest))));
+    let entries: Vec<_> = all
+        .into_iter()
+        .take(ENTRIES_MAX)
+        .map(|(file, manifest)| Entry { file, manifest: Arc::unwrap_or_clone(manifest) })
+        .collect();
+    let written = serde_json::to_vec(&entries)
+        .map_err(std::io::Error::from)
+        .and_then(|text| config::write(path, &text));
+    if let Err(error) = written {
+        tracing::debug!(%error, path = %path.display(), "cannot write the cache of plugins");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn manifest(name: &str) -> Arc<Manifest> {
+        let text = format!(r#"{{"name":"{name}","schemes":["a"]}}"#);
+        Arc::new(serde_json::from_str(&text).unwrap())
+    }
+
+    fn identity(path: &Path) -> Identity {
+        Identity::new(path, Kind::Library, &path.metadata().unwrap())
+    }
+
+    struct Place {
+        folder: tempfile::TempDir,
+        cache: PathBuf,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let cache = folder.path().join("distant/plugins.json");
+            Self { folder, cache }
+        }
+
+        fn plugin(&self, name: &str) -> PathBuf {
+            let path = self.folder.path().join(name);
+            fs::write(&path, name).unwrap();
+            path
+        }
+
+        fn add(&self, path: &Path, name: &str) -> Identity {
+            let identity = identity(path);
+            add(&self.cache, &Manifests::from([(identity.clone(), manifest(name))]));
+            identity
+        }
+    }
+
+    #[test]
+    fn what_was_learnt_of_two_files_is_kept_by_two_processes() {
+        let place = Place::new();
+        let (a, b) = (place.plugin("a"), place.plugin("b"));
+        let (a, b) = (place.add(&a, "a"), place.add(&b, "b"));
+        let read = read(&place.cache);
+        assert_eq!((&*read[&a], &*read[&b]), (&*manifest("a"), &*manifest("b")));
+        assert_eq!(place.cache.metadata().unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn every_change_of_a_file_makes_it_another() {
+        let place = Place::new();
+        let path = place.plugin("a");
+        let mut seen = vec![identity(&path)];
+        let mut changed = |what: &str| {
+            let now = identity(&path);
+            assert!(!seen.contains(&now), "{what}");
+            seen.push(now);
+        };
+        fs::rename(place.plugin("b"), &path).unwrap();
+        changed("replaced by rename");
+        fs::write(&path, "longer than it was").unwrap();
+        changed("written in place");
+        File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_modified(std::time::UNIX_EPOCH)
+            .unwrap();
+        changed("set back in time");
+
+        place.add(&path, "old");
+        fs::write(&path, "x").unwrap();
+        let new = place.add(&path, "new");
+        assert_eq!(read(&place.cache).into_keys().collect::<Vec<_>>(), [new]);
+    }
+
+    #[test]
+    fn a_cache_that_is_no_good_counts_as_empty() {
+        let place = Place::new();
+        let path = place.plugin("a");
+        place.add(&path, "a");
+        let good = fs::read(&place.cache).unwrap();
+
+        fs::set_permissions(&place.cache, fs::Permissions::from_mode(0o620)).unwrap();
+        assert!(read(&place.cache).is_empty());
+        fs::set_permissions(&place.cache, fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(read(&place.cache).len(), 1);
+
+        let text = String::from_utf8(good.clone()).unwrap();
+        let no_scheme = text.replace(r#"["a"]"#, "[]");
+        for bad in [&good[..good.len() / 2], b"", b"\0\xff", b"{}", no_scheme.as_bytes()] {
+            fs::write(&place.cache, bad).unwrap();
+            assert!(read(&place.cache).is_empty());
+        }
+        place.add(&path, "a");
+        assert_eq!(read(&place.cache).len(), 1);
+    }
+}

@@ -1,0 +1,229 @@
+//! `plugins.toml`: what a person decided about plugins.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use distant_plugin_api::{ErrorKind, LaunchError};
+use serde::Deserialize;
+use toml_edit::{DocumentMut, Item, Table};
+
+use super::discovery::Kind;
+
+/// Bytes that the file may have.
+const SIZE_MAX: u64 = 1024 * 1024;
+
+/// The content of `plugins.toml`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Config {
+    /// Plugins that are named here, and rules for those that are found.
+    #[serde(default)]
+    pub(super) plugins: BTreeMap<String, Rules>,
+    /// Which plugin serves a scheme.
+    #[serde(default, rename = "use")]
+    pub(super) chosen: BTreeMap<String, String>,
+}
+
+/// What is decided about one plugin. A key that is not known is an error: it may be a mistyped
+/// `sha256`, and then a file that should be pinned would not be.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Rules {
+    pub(super) path: Option<PathBuf>,
+    pub(super) kind: Option<Kind>,
+    /// Of the schemes that it serves, those it may serve.
+    pub(super) schemes: Option<Vec<String>>,
+    enabled: Option<bool>,
+    /// The file's SHA-256 in hexadecimal digits; another file is not run.
+    pub(super) sha256: Option<String>,
+    /// Milliseconds from the start of its worker to its hello.
+    timeout: Option<u64>,
+    #[serde(default)]
+    pub(super) allow_unsafe_path: bool,
+}
+
+impl Rules {
+    pub(super) fn is_enabled(&self) -> bool {
+        self.enabled.unwrap_or(true)
+    }
+
+    pub(super) fn hello_limit(&self) -> Option<Duration> {
+        self.timeout.map(Duration::from_millis)
+    }
+}
+
+impl Config {
+    /// Reads the file; one that does not exist decides nothing.
+    ///
+    /// # Errors
+    ///
+    /// `invalid_option`: it cannot be read, is not valid, or somebody else could have written it.
+    /// Then nothing is launched, as it may say which file must not be used.
+    pub(super) fn read(path: &Path) -> Result<Self, LaunchError> {
+        let Some(text) = read(path)? else { return Ok(Self::default()) };
+        let config: Self = toml::from_str(&text).map_err(|error| invalid(path, &error))?;
+        let lower = |(scheme, name): (String, String)| (scheme.to_lowercase(), name);
+        Ok(Self { chosen: config.chosen.into_iter().map(lower).collect(), ..config })
+    }
+}
+
+fn unreadable(path: &Path) -> LaunchError {
+    let message = format!("cannot read `{}`", path.display());
+    LaunchError::new(ErrorKind::InvalidOption, message)
+}
+
+fn invalid(path: &Path, error: &dyn std::error::Error) -> LaunchError {
+    let message = format!("`{}` is not valid", path.display());
+    LaunchError::new(ErrorKind::InvalidOption, message).caused_by(error.to_string().trim_end())
+}
+
+fn read(path: &Path) -> Result<Option<String>, LaunchError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(unreadable(path).because(&error)),
+    };
+    let metadata = file.metadata().map_err(|error| unreadable(path).because(&error))?;
+    let us = rustix::process::geteuid().as_raw();
+    if (metadata.uid() != 0 && metadata.uid() != us) || metadata.mode() & 0o002 != 0 {
+        let message = format!("bad ownership or modes for file `{}`", path.display());
+        return Err(LaunchError::new(ErrorKind::InvalidOption, message)
+            .with_hint(format!("chmod go-w {}", super::trust::quoted(path))));
+    }
+    let mut text = String::new();
+    file.take(SIZE_MAX + 1)
+        .read_to_string(&mut text)
+        .map_err(|error| unreadable(path).because(&error))?;
+    if text.len() as u64 > SIZE_MAX {
+        return Err(unreadable(path).caused_by("it has more than 1 MiB"));
+    }
+    Ok(Some(text))
+}
+
+/// Writes down that `name` serves `scheme`, and leaves the rest of the file as it is.
+///
+/// # Errors
+///
+/// `invalid_option` if the file is not valid, `other` if it cannot be written.
+pub(super) fn choose(path: &Path, scheme: &str, name: &str) -> Result<(), LaunchError> {
+    let text = read(path)?.unwrap_or_default();
+    let mut document: DocumentMut = text.parse().map_err(|error| invalid(path, &error))?;
+    let table = document.entry("use").or_insert(Item::Table(Table::new()));
+    let Some(table) = table.as_table_like_mut() else {
+        return Err(invalid(path, &io::Error::other("`use` is no table")));
+    };
+    match table.get_mut(scheme) {
+        Some(item) => {
+            // Only the value, so that a comment behind it stays.
+            let mut value = toml_edit::Value::from(name);
+            if let Some(old) = item.as_value() {
+                *value.decor_mut() = old.decor().clone();
+            }
+            *item = Item::Value(value);
+        }
+        None => {
+            table.insert(scheme, toml_edit::value(name));
+        }
+    }
+    write(path, document.to_string().as_bytes()).map_err(|error| {
+        let message = format!("cannot write `{}`", path.display());
+        LaunchError::new(ErrorKind::Other, message).because(&error)
+    })
+}
+
+/// Replaces a file by a whole new one that only we may read, and makes the folder it is in.
+pub(super) fn write(path: &Path, content: &[u8]) -> io::Result<()> {
+    // A link stays one: people keep their configuration elsewhere.
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    std::fs::create_dir_all(folder)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(content)?;
+    file.as_file().sync_data()?;
+    file.persist(path)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn in_file(text: &str) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("plugins.toml");
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        (folder, path)
+    }
+
+    #[test]
+    fn every_key_is_understood() {
+        let (_folder, path) = in_file(
+            "[plugins.fast]\npath = \"/opt/fast.so\"\nkind = \"executable\"\nschemes = [\"ssh\"]\n\
+             enabled = false\nsha256 = \"00\"\ntimeout = 250\nallow_unsafe_path = true\n\
+             [plugins.slow]\n[use]\nSSH = \"fast\"\n",
+        );
+        let config = Config::read(&path).unwrap();
+        let rules = &config.plugins["fast"];
+        assert_eq!(rules.path.as_deref(), Some(Path::new("/opt/fast.so")));
+        assert_eq!(rules.kind, Some(Kind::Executable));
+        assert_eq!(rules.hello_limit(), Some(Duration::from_millis(250)));
+        assert!(!rules.is_enabled() && rules.allow_unsafe_path);
+        assert!(config.plugins["slow"].is_enabled());
+        assert_eq!(config.chosen["ssh"], "fast");
+    }
+
+    #[test]
+    fn a_file_that_does_not_exist_decides_nothing() {
+        let config = Config::read(Path::new("/nowhere/plugins.toml")).unwrap();
+        assert!(config.plugins.is_empty() && config.chosen.is_empty());
+    }
+
+    #[test]
+    fn a_mistyped_key_is_an_error_and_not_a_missing_pin() {
+        let (_folder, path) = in_file("[plugins.ssh2]\nsha265 = \"00\"\n");
+        let error = Config::read(&path).unwrap_err();
+        assert_eq!(error.message, format!("`{}` is not valid", path.display()));
+        assert!(error.causes[0].contains("unknown field `sha265`"), "{error:?}");
+    }
+
+    #[test]
+    fn a_file_that_everybody_may_write_to_is_refused() {
+        let (_folder, path) = in_file("");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+        assert!(Config::read(&path).unwrap_err().message.starts_with("bad ownership or modes"));
+    }
+
+    fn chosen(before: &str, after: &str) {
+        let (_folder, path) = in_file(before);
+        choose(&path, "ssh", "libssh").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), after);
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(Config::read(&path).unwrap().chosen["ssh"], "libssh");
+    }
+
+    #[test]
+    fn a_choice_leaves_everything_else_as_it_was() {
+        chosen("", "[use]\nssh = \"libssh\"\n");
+        chosen(
+            "# mine\n[use] # here\nssh = \"ssh2\"   # old\nx = \"y\"\n\n[plugins.z]\nenabled = true\n",
+            "# mine\n[use] # here\nssh = \"libssh\"   # old\nx = \"y\"\n\n[plugins.z]\nenabled = true\n",
+        );
+        chosen("use = { ssh = \"ssh2\" }\n", "use = { ssh = \"libssh\" }\n");
+    }
+
+    #[test]
+    fn a_choice_makes_the_file_and_its_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("distant/plugins.toml");
+        choose(&path, "ssh", "libssh").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "[use]\nssh = \"libssh\"\n");
+    }
+}

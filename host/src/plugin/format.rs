@@ -1,0 +1,213 @@
+//! Whether a file can be run on this machine, told from its first bytes.
+//!
+//! The dynamic loader would refuse a wrong file too, but in words that say neither what is wrong
+//! nor what to do, and a half-copied library may even crash it.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use super::discovery::Kind;
+use super::trust::{quoted, Complaint};
+use crate::paths;
+
+/// Type of a shared library (and of a position-independent program) in ELF.
+const SHARED: u16 = 3;
+/// Most program headers that are looked at; real files have about ten.
+const HEADERS_MAX: u64 = 64;
+
+/// The part of an ELF header that decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Elf {
+    /// 1: 32 bits, 2: 64 bits.
+    class: u8,
+    /// 1: little endian, 2: big endian.
+    order: u8,
+    machine: u16,
+    kind: u16,
+    /// Bytes that the file has at least if it is whole; `None` if that part is missing itself.
+    whole: Option<u64>,
+}
+
+/// Checks that a file is what `kind` says and made for this machine.
+pub(super) fn check(file: &File, path: &Path, kind: Kind) -> Result<(), Complaint> {
+    let length = file.metadata().map(|it| it.len()).unwrap_or(0);
+    if length == 0 {
+        return Err(Complaint::new("it is empty").mend("build it or copy it again"));
+    }
+    if kind == Kind::Executable {
+        if rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_err() {
+            let complaint = Complaint::new("it may not be executed");
+            return Err(complaint.mend(format!("chmod +x {}", quoted(path))));
+        }
+        let mut start = [0; 2];
+        if file.read_exact_at(&mut start, 0).is_ok() && start == *b"#!" {
+            return Ok(());
+        }
+    }
+    let Some(elf) = read(file) else {
+        return Err(match kind {
+            Kind::Library => Complaint::new("it is no shared library")
+                .mend("build it as a `cdylib`, or with `cc -shared`"),
+            Kind::Executable => Complaint::new("it is neither a program nor a script")
+                .mend("begin it with a line such as `#!/bin/sh`"),
+        });
+    };
+    if let Some(own) = own() {
+        let differs = (elf.class, elf.order, elf.machine) != (own.class, own.order, own.machine);
+        // The system may know how to run a foreign program, but never a foreign library.
+        if differs && kind == Kind::Library {
+            let reason = format!("it is for {}, and this is {}", elf.name(), own.name());
+            return Err(Complaint::new(reason).mend("build it for this machine"));
+        }
+    }
+    if kind == Kind::Library && elf.kind != SHARED {
+        return Err(Complaint::new("it is no shared library")
+            .mend("build it as a `cdylib`, or with `cc -shared`"));
+    }
+    if elf.whole.is_none_or(|whole| length < whole) {
+        let reason = format!("it is cut short: only {length} bytes of it are there");
+        return Err(Complaint::new(reason)
+            .mend("copy it again, under another name, and rename it when it is complete"));
+    }
+    Ok(())
+}
+
+/// What this program is.
+fn own() -> Option<Elf> {
+    static OWN: OnceLock<Option<Elf>> = OnceLock::new();
+    *OWN.get_or_init(|| read(&File::open(paths::executable_to_spawn()).ok()?))
+}
+
+impl Elf {
+    fn name(self) -> String {
+        let machine = match self.machine {
+            3 => "x86",
+            8 => "MIPS",
+            20 => "PowerPC",
+            21 => "64-bit PowerPC",
+            22 => "S/390",
+            40 => "32-bit ARM",
+            62 => "x86-64",
+            183 => "64-bit ARM",
+            243 => "RISC-V",
+            258 => "LoongArch",
+            other => return format!("machine type {other}"),
+        };
+        let order = if self.order == 2 { ", big endian" } else { "" };
+        let bits = if self.class == 1 { "32" } else { "64" };
+        format!("{machine} ({bits} bits{order})")
+    }
+}
+
+/// Reads an ELF header; `None` if there is none.
+fn read(file: &File) -> Option<Elf> {
+    let mut ident = [0; 16];
+    file.read_exact_at(&mut ident, 0).ok()?;
+    let (class, order) = (ident[4], ident[5]);
+    if !ident.starts_with(b"\x7fELF") || !matches!((class, order), (1 | 2, 1 | 2)) {
+        return None;
+    }
+    let is_long = class == 2;
+    // Numbers of the header's native width are 8 or 4 bytes.
+    let width = if is_long { 8 } else { 4 };
+    let number = |at: u64, bytes: usize| -> Option<u64> {
+        let mut buffer = [0; 8];
+        file.read_exact_at(&mut buffer[..bytes], at).ok()?;
+        Some(if order == 1 {
+            u64::from_le_bytes(buffer)
+        } else {
+            u64::from_be_bytes(buffer) >> (64 - 8 * bytes)
+        })
+    };
+    let short = |at: u64| number(at, 2).and_then(|it| u16::try_from(it).ok());
+    let (programs, sections) =
+        if is_long { (number(32, 8)?, number(40, 8)?) } else { (number(28, 4)?, number(32, 4)?) };
+    let sizes = if is_long { 54 } else { 42 };
+    let size = |index: u64| short(sizes + 2 * index).map(u64::from);
+    let (each_program, program_count, each_section, section_count) =
+        (size(0)?, size(1)?, size(2)?, size(3)?);
+
+    let table = |start: u64, each: u64, count: u64| start.saturating_add(each * count);
+    let tables = table(sections, each_section, section_count).max(table(
+        programs,
+        each_program,
+        program_count,
+    ));
+    let segments = (0..program_count.min(HEADERS_MAX)).map(|index| {
+        let at = |offset: u64| table(programs, each_program, index).saturating_add(offset);
+        let (offset, length) = if is_long { (at(8), at(32)) } else { (at(4), at(16)) };
+        Some(number(offset, width)?.saturating_add(number(length, width)?))
+    });
+    let whole = segments.chain([Some(tables)]).try_fold(0, |most, end| Some(end?.max(most)));
+    Some(Elf { class, order, machine: short(18)?, kind: short(16)?, whole })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn complaint(content: &[u8], mode: u32, kind: Kind) -> Option<String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x");
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        check(&File::open(&path).unwrap(), &path, kind).err().map(|it| it.reason)
+    }
+
+    /// This very test program, which is position-independent and so passes for a library.
+    fn whole() -> Vec<u8> {
+        fs::read(paths::executable_to_spawn()).unwrap()
+    }
+
+    #[test]
+    fn a_file_for_this_machine_passes() {
+        assert_eq!(complaint(&whole(), 0o644, Kind::Library), None);
+        assert_eq!(complaint(&whole(), 0o755, Kind::Executable), None);
+        assert_eq!(complaint(b"#!/bin/sh\n", 0o755, Kind::Executable), None);
+    }
+
+    #[test]
+    fn a_file_that_cannot_run_here_is_refused_with_the_reason() {
+        let refused = |content: &[u8], mode, kind, expected: &str| {
+            assert_eq!(complaint(content, mode, kind).as_deref(), Some(expected));
+        };
+        refused(b"", 0o755, Kind::Library, "it is empty");
+        refused(b"GIF89a", 0o755, Kind::Library, "it is no shared library");
+        refused(b"GIF89a", 0o755, Kind::Executable, "it is neither a program nor a script");
+        refused(b"#!/bin/sh\n", 0o644, Kind::Executable, "it may not be executed");
+
+        let whole = whole();
+        let half = &whole[..whole.len() / 2];
+        let reason = format!("it is cut short: only {} bytes of it are there", half.len());
+        refused(half, 0o644, Kind::Library, &reason);
+        refused(
+            &whole[..100],
+            0o644,
+            Kind::Library,
+            "it is cut short: only 100 bytes of it are there",
+        );
+
+        let mut foreign = whole.clone();
+        foreign[18] = 22;
+        let reason = complaint(&foreign, 0o644, Kind::Library).unwrap();
+        assert!(reason.starts_with("it is for S/390 (64 bits), and this is "), "{reason}");
+
+        let mut fixed = whole;
+        fixed[16] = 2;
+        refused(&fixed, 0o644, Kind::Library, "it is no shared library");
+    }
+
+    #[test]
+    fn garbage_after_the_magic_bytes_does_no_harm() {
+        for (class, order) in [(1, 1), (1, 2), (2, 1), (2, 2)] {
+            let mut content = vec![0xff; 4096];
+            content[..6].copy_from_slice(&[0x7f, b'E', b'L', b'F', class, order]);
+            assert!(complaint(&content, 0o644, Kind::Library).is_some());
+        }
+    }
+}

@@ -1,0 +1,595 @@
+//! Which plugins there are, and which one serves a launch.
+//!
+//! Every question is answered from the files as they are now: folders are read again each time,
+//! only what a file says of itself is remembered, for as long as it is the same file. So putting a
+//! plugin there, replacing it or taking it away counts from the next launch on.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use distant_plugin_api::message::LogLevel;
+use distant_plugin_api::{ErrorKind, LaunchError, Manifest};
+use futures::future::join_all;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use tokio::sync::{OnceCell, Semaphore};
+use tokio_util::task::TaskTracker;
+
+use super::cache::{self, Identity, Manifests};
+use super::choice::{choose, Choice, Found};
+use super::config::Config;
+use super::discovery::{find, plain, Candidate, Folder, Kind, Origin};
+use super::process::{Limits, Process, Workers};
+use super::trust::{self, Complaint, Rule};
+use super::{format, manifest};
+use crate::paths;
+
+/// Plugins that are asked for their manifests at once.
+const ASKED_AT_ONCE: usize = 8;
+/// Contents of files that are remembered; then all are forgotten and asked again when needed.
+const REMEMBERED_MAX: usize = 1024;
+/// How many edits a scheme may be away from a known one to be taken for a typo of it.
+const TYPO_DISTANCE: usize = 2;
+/// What puts the plugins that belong to the program beside it, as in README.md.
+const BUILD_COMMAND: &str = "cargo build --release";
+
+/// Where plugins are looked for, and how their workers are run.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `plugins.toml`; it need not exist.
+    pub config: PathBuf,
+    /// The cache of manifests; made where it is missing.
+    pub cache: PathBuf,
+    /// The program that runs workers: this one.
+    pub program: PathBuf,
+    /// The folders that are searched, in order; not all have to exist.
+    pub folders: Vec<Folder>,
+    /// Plugins that are named on the command line, with their files: as if they stood in
+    /// `plugins.toml`.
+    pub named: Vec<(String, PathBuf)>,
+    /// What each worker may take.
+    pub limits: Limits,
+}
+
+impl Default for Settings {
+    /// The places of this user and this program.
+    fn default() -> Self {
+        Self {
+            config: paths::config_dir().join("plugins.toml"),
+            cache: paths::cache_dir().join("plugins.json"),
+            program: paths::executable_to_spawn(),
+            folders: Folder::usual(),
+            named: Vec::new(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// A plugin that can be run: its file was checked and is held open. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// The name by which a person chooses it.
+    pub name: String,
+    /// Its file, without links.
+    pub path: PathBuf,
+    /// How it is run.
+    pub kind: Kind,
+    /// What it says of itself, with the schemes that it may serve here.
+    pub manifest: Arc<Manifest>,
+    file: Arc<OwnedFd>,
+    hello_limit: Duration,
+    workers: Workers,
+}
+
+impl Entry {
+    pub(super) fn file(&self) -> &OwnedFd {
+        &self.file
+    }
+
+    pub(super) fn hello_limit(&self) -> Duration {
+        self.hello_limit
+    }
+
+    pub(super) fn workers(&self) -> &Workers {
+        &self.workers
+    }
+
+    /// Makes an entry of a file that nobody has checked or asked.
+    #[cfg(test)]
+    pub(super) fn unchecked(registry: &Registry, path: &Path, kind: Kind) -> Self {
+        let manifest = serde_json::from_str(r#"{"name":"x","schemes":["x"]}"#).unwrap();
+        Self {
+            name: "x".into(),
+            path: path.to_owned(),
+            kind,
+            manifest: Arc::new(manifest),
+            file: Arc::new(std::fs::File::open(path).unwrap().into()),
+            hello_limit: registry.workers.limits.hello,
+            workers: registry.workers.clone(),
+        }
+    }
+}
+
+/// What became of a plugin file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum State {
+    /// It serves at least one scheme without being asked for by name.
+    Used,
+    /// Others come first, for its name or for all of its schemes.
+    Shadowed {
+        /// Which.
+        by: String,
+    },
+    /// `plugins.toml` says `enabled = false`.
+    Disabled,
+    /// It cannot be run.
+    Broken {
+        /// Why.
+        reason: String,
+        /// What would mend it, such as a command.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        mend: Option<String>,
+    },
+}
+
+/// A scheme of a plugin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ServedScheme {
+    /// The scheme.
+    pub name: String,
+    /// The plugin that serves it without being asked for by name.
+    pub used: Option<String>,
+}
+
+/// A plugin file, whether it can be used or not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Listed {
+    /// The name by which a person chooses it.
+    pub name: String,
+    /// Its file, as it was found.
+    pub path: PathBuf,
+    /// How it is run.
+    pub kind: Kind,
+    /// Where it was found.
+    pub origin: Origin,
+    /// What became of it.
+    #[serde(flatten)]
+    pub state: State,
+    /// Its schemes; empty if it is broken.
+    pub schemes: Vec<ServedScheme>,
+    /// What it says of itself; `None` if it is broken.
+    pub manifest: Option<Manifest>,
+}
+
+/// A file that was asked what it is.
+#[derive(Debug, Clone)]
+pub(super) struct Described {
+    pub(super) manifest: Arc<Manifest>,
+    opened: Opened,
+}
+
+/// A file that was opened and checked.
+#[derive(Debug, Clone)]
+struct Opened {
+    path: PathBuf,
+    identity: Identity,
+    file: Arc<OwnedFd>,
+}
+
+type Answer = Arc<OnceCell<Result<Arc<Manifest>, Complaint>>>;
+
+/// Finds plugins and chooses among them. Share it in an [`Arc`].
+#[derive(Debug)]
+pub struct Registry {
+    config: PathBuf,
+    cache: PathBuf,
+    folders: Vec<Folder>,
+    named: Vec<(String, PathBuf)>,
+    workers: Workers,
+    /// What files said of themselves, and which are being asked: `None` before the first look.
+    answers: Mutex<Option<HashMap<Identity, Answer>>>,
+    asking: Semaphore,
+}
+
+impl Registry {
+    /// Makes a registry; it reads nothing before it is asked something.
+    pub fn new(settings: Settings) -> Self {
+        let Settings { config, cache, program, folders, named, limits } = settings;
+        let workers = Workers { program, limits, running: TaskTracker::new() };
+        let asking = Semaphore::new(ASKED_AT_ONCE);
+        Self { config, cache, folders, named, workers, answers: Mutex::new(None), asking }
+    }
+
+    /// Chooses the plugin for a scheme: the one named `backend`, else the one that `plugins.toml`
+    /// names, else one that came with the program, else any other.
+    ///
+    /// # Errors
+    ///
+    /// * `invalid_option`: nobody serves the scheme, nobody of that name does, or `plugins.toml` is
+    ///   not valid.
+    /// * `plugin`: the one that should serve it cannot be used, or there is no plugin at all.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future ends the workers that it waits for.
+    pub async fn resolve(&self, scheme: &str, backend: Option<&str>) -> Result<Entry, LaunchError> {
+        let scheme = scheme.to_lowercase();
+        let (config, mut found) = self.survey().await?;
+        let chosen = config.chosen.get(&scheme).map(String::as_str);
+        let mut looked_again = false;
+        loop {
+            match choose(&found, &scheme, backend.or(chosen)) {
+                Choice::Ask(places) => self.ask(&mut found, &places, false).await,
+                Choice::Take(place) => {
+                    let Found { candidate, outcome: Some(Ok(it)), .. } = &found[place] else {
+                        return Err(unusable(&found[place]));
+                    };
+                    let manifest = Arc::clone(&it.manifest);
+                    return Ok(self.entry(candidate, &it.opened, manifest));
+                }
+                // What made a file fail may have been mended elsewhere, as a missing library.
+                _ if !looked_again => {
+                    looked_again = true;
+                    self.ask_all(&mut found).await;
+                }
+                Choice::Broken(place) => return Err(unusable(&found[place])),
+                Choice::Nothing if found.is_empty() => return Err(self.no_plugin()),
+                Choice::Nothing => {
+                    return Err(self.nobody(&found, &scheme, backend, chosen));
+                }
+            }
+        }
+    }
+
+    /// Lists every plugin file there is, those that cannot be used too.
+    ///
+    /// # Errors
+    ///
+    /// `invalid_option`: `plugins.toml` is not valid.
+    pub async fn list(&self) -> Result<Vec<Listed>, LaunchError> {
+        let (config, mut found) = self.survey().await?;
+        self.ask_all(&mut found).await;
+        let list = found.iter().enumerate().map(|(place, _)| listed(&config, &found, place));
+        Ok(list.collect())
+    }
+
+    /// Writes into `plugins.toml` that `name` serves `scheme` from now on.
+    ///
+    /// # Errors
+    ///
+    /// * `invalid_option`: there is no such plugin, it does not serve the scheme, or the file is
+    ///   not valid.
+    /// * `plugin`: it cannot be used.
+    /// * `other`: the file cannot be written.
+    pub async fn choose(&self, scheme: &str, name: &str) -> Result<Entry, LaunchError> {
+        let entry = self.resolve(scheme, Some(name)).await?;
+        super::config::choose(&self.config, &scheme.to_lowercase(), &entry.name)?;
+        Ok(entry)
+    }
+
+    /// The file that [`Registry::choose`] writes.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    /// The folders that are searched.
+    pub fn folders(&self) -> &[Folder] {
+        &self.folders
+    }
+
+    /// Waits until every worker that was started for a plugin of this registry is reaped. Those
+    /// that nobody cancelled or dropped are waited for as well.
+    pub async fn workers_gone(&self) {
+        self.workers.running.close();
+        self.workers.running.wait().await;
+    }
+
+    /// How many workers were started and not reaped yet.
+    pub fn workers_running(&self) -> usize {
+        self.workers.running.len()
+    }
+
+    /// Looks which files there are, without opening any.
+    async fn survey(&self) -> Result<(Config, Vec<Found>), LaunchError> {
+        let (path, folders, named) =
+            (self.config.clone(), self.folders.clone(), self.named.clone());
+        let look = move || {
+            let mut config = Config::read(&path)?;
+            for (name, path) in named {
+                config.plugins.entry(name).or_default().path = Some(path);
+            }
+            let candidates = find(&config, &folders);
+            let mut found: Vec<Found> = Vec::with_capacity(candidates.len());
+            for candidate in candidates {
+                let hides = |it: &Found| it.is_selectable() && it.candidate.name == candidate.name;
+                let hidden_by = found.iter().position(hides);
+                found.push(Found { candidate, outcome: None, hidden_by });
+            }
+            Ok((config, found))
+        };
+        blocking(look).await?
+    }
+
+    async fn ask_all(&self, found: &mut [Found]) {
+        let places: Vec<_> = (0..found.len()).collect();
+        self.ask(found, &places, true).await;
+    }
+
+    /// Asks files what they are, all at once. `again`: also those of which it is remembered that
+    /// they failed.
+    async fn ask(&self, found: &mut [Found], places: &[usize], again: bool) {
+        let asked = places.iter().copied().filter(|&place| match &found[place].outcome {
+            None => true,
+            Some(outcome) => outcome.is_err() && again,
+        });
+        let asked: Vec<_> = asked.collect();
+        let answers = asked.iter().map(|&place| self.describe(&found[place].candidate, again));
+        let answers = join_all(answers).await;
+        for (place, answer) in asked.into_iter().zip(answers) {
+            found[place].outcome = Some(answer);
+        }
+    }
+
+    async fn describe(&self, candidate: &Candidate, again: bool) -> Result<Described, Complaint> {
+        let (wanted, folders) = (candidate.clone(), self.folders.clone());
+        let opened = blocking(move || open(&wanted, &folders)).await;
+        let opened = opened.map_err(|error| Complaint::new(error.message))??;
+        let cell = self.answer(&opened.identity, again).await;
+        let mut is_new = false;
+        let answer = cell
+            .get_or_init(|| {
+                is_new = true;
+                self.hello(candidate, &opened)
+            })
+            .await;
+        let manifest = answer.clone()?;
+        if is_new {
+            let (path, manifest) = (self.cache.clone(), Arc::clone(&manifest));
+            let learnt = Manifests::from([(opened.identity.clone(), manifest)]);
+            // Not waited for by the launch's worker, but by us, so that a short-lived program
+            // has written it when it ends. It fails without harm.
+            let _ = blocking(move || cache::add(&path, &learnt)).await;
+        }
+        Ok(Described { manifest: allowed(candidate, manifest), opened })
+    }
+
+    /// The place of the answer of one file; whoever fills it asks for all who wait.
+    async fn answer(&self, identity: &Identity, again: bool) -> Answer {
+        if self.remembered().is_none() {
+            let path = self.cache.clone();
+            let read = blocking(move || cache::read(&path)).await.unwrap_or_default();
+            let known =
+                |(identity, manifest)| (identity, Arc::new(OnceCell::new_with(Some(Ok(manifest)))));
+            self.remembered().get_or_insert_with(|| read.into_iter().map(known).collect());
+        }
+        let mut answers = self.remembered();
+        let answers = answers.get_or_insert_default();
+        if answers.len() > REMEMBERED_MAX {
+            answers.clear();
+        }
+        let answer = answers.entry(identity.clone()).or_default();
+        if again && matches!(answer.get(), Some(Err(_))) {
+            *answer = Answer::default();
+        }
+        Arc::clone(answer)
+    }
+
+    fn remembered(&self) -> MutexGuard<'_, Option<HashMap<Identity, Answer>>> {
+        // A panic elsewhere leaves the map whole: every change of it is one call.
+        self.answers.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Starts a worker to hear what a plugin is.
+    async fn hello(
+        &self,
+        candidate: &Candidate,
+        opened: &Opened,
+    ) -> Result<Arc<Manifest>, Complaint> {
+        // The semaphore is never closed.
+        let _turn = self.asking.acquire().await;
+        let unknown = Manifest {
+            name: candidate.name.clone(),
+            version: String::new(),
+            description: String::new(),
+            schemes: Vec::new(),
+            options: Default::default(),
+        };
+        let entry = self.entry(candidate, opened, Arc::new(unknown));
+        let started = Process::start(&entry, &Default::default(), LogLevel::Off).await;
+        let (_process, hello) = started.map_err(|error| {
+            let complaint = Complaint::new(error.one_line());
+            error.hint.into_iter().fold(complaint, Complaint::mend)
+        })?;
+        let manifest = hello.manifest;
+        manifest::check(&manifest).map_err(Complaint::new)?;
+        if candidate.origin != Origin::Config && plain(&manifest.name) != candidate.name {
+            let (its, file) = (&manifest.name, &candidate.name);
+            let reason = format!("it calls itself `{its}`, but its file is named for `{file}`");
+            return Err(Complaint::new(reason).mend("give the file its name"));
+        }
+        Ok(Arc::new(manifest))
+    }
+
+    fn entry(&self, candidate: &Candidate, opened: &Opened, manifest: Arc<Manifest>) -> Entry {
+        Entry {
+            name: name(candidate, Some(&manifest)),
+            path: opened.path.clone(),
+            kind: candidate.kind,
+            manifest,
+            file: Arc::clone(&opened.file),
+            hello_limit: candidate.rules.hello_limit().unwrap_or(self.workers.limits.hello),
+            workers: self.workers.clone(),
+        }
+    }
+
+    fn no_plugin(&self) -> LaunchError {
+        LaunchError::new(ErrorKind::Plugin, "there is no plugin")
+            .caused_by(format!("searched {}", self.searched()))
+            .with_hint(format!("`{BUILD_COMMAND}` puts those that belong to `distant` beside it"))
+    }
+
+    fn nobody(
+        &self,
+        found: &[Found],
+        scheme: &str,
+        backend: Option<&str>,
+        chosen: Option<&str>,
+    ) -> LaunchError {
+        let is_invalid = |message: String| LaunchError::new(ErrorKind::InvalidOption, message);
+        let serving = || found.iter().filter(|it| it.is_selectable() && it.serves(scheme));
+        if let Some(wanted) = backend.or(chosen).filter(|_| serving().next().is_some()) {
+            let error = is_invalid(format!("no plugin `{wanted}` serves the scheme `{scheme}`"));
+            let names = serving().map(|it| format!("`{}`", name(&it.candidate, it.manifest())));
+            let names: Vec<_> = names.collect();
+            let error = error.with_hint(format!("those that do are {}", names.join(", ")));
+            let config = self.config.display();
+            return match backend {
+                Some(_) => error,
+                None => error.caused_by(format!("it was chosen in `{config}`")),
+            };
+        }
+        let mut schemes: Vec<_> = found
+            .iter()
+            .filter(|it| it.is_selectable())
+            .filter_map(Found::manifest)
+            .flat_map(|it| it.schemes.iter().map(String::as_str))
+            .collect();
+        schemes.sort_unstable();
+        schemes.dedup();
+        let distance = |known: &str| strsim::damerau_levenshtein(scheme, known);
+        let nearest = schemes.iter().filter(|it| distance(it) <= TYPO_DISTANCE);
+        let nearest = nearest.min_by_key(|it| distance(it));
+        let question = nearest.map(|it| format!("; did you mean `{it}`?")).unwrap_or_default();
+        let error = is_invalid(format!("no plugin serves the scheme `{scheme}`{question}"));
+        let broken = found.iter().filter(|it| it.is_selectable()).filter_map(|it| {
+            let complaint = it.outcome.as_ref()?.as_ref().err()?;
+            Some(format!("plugin `{}` cannot be used: {}", it.candidate.name, complaint.reason))
+        });
+        let error = broken.fold(error, LaunchError::caused_by);
+        let schemes: Vec<_> = schemes.into_iter().map(|it| format!("`{it}`")).collect();
+        let served = if schemes.is_empty() { "none".to_owned() } else { schemes.join(", ") };
+        error.with_hint(format!("the schemes there are: {served}; searched {}", self.searched()))
+    }
+
+    fn searched(&self) -> String {
+        let folders = self.folders.iter().map(|folder| format!("`{}`", folder.path.display()));
+        folders.collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// Runs what waits for a disk where it keeps nobody waiting.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, LaunchError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        LaunchError::new(ErrorKind::Other, "cannot look for plugins").because(&error)
+    })
+}
+
+/// Opens a file and makes every check that needs no worker.
+fn open(candidate: &Candidate, folders: &[Folder]) -> Result<Opened, Complaint> {
+    if !candidate.path.is_absolute() {
+        return Err(Complaint::new("its path is not absolute"));
+    }
+    let path = trust::real_path(&candidate.path)?;
+    let found_in = candidate.path.parent().unwrap_or(&candidate.path);
+    let rule = if candidate.rules.allow_unsafe_path {
+        Rule::Nothing
+    } else {
+        Rule::of(candidate.origin, found_in, &path)
+    };
+    let (mut file, metadata) = trust::open(&path, rule)?;
+    let is_searched = folders.iter().any(|it| it.path == found_in);
+    if rule == Rule::Full && is_searched && candidate.origin != Origin::Program {
+        // The link itself lies here, and whoever can write here can turn it to another file.
+        let here = trust::real_path(found_in)?;
+        trust::folders(&here.join("file"), rustix::process::geteuid().as_raw())?;
+    }
+    format::check(&file, &path, candidate.kind)?;
+    if let Some(pinned) = &candidate.rules.sha256 {
+        let mut digest = Sha256::new();
+        let length = std::io::copy(&mut file, &mut digest);
+        length.map_err(|error| Complaint::new(format!("it cannot be read: {error}")))?;
+        let actual = hex::encode(digest.finalize());
+        if !actual.eq_ignore_ascii_case(pinned.trim()) {
+            let reason = "its SHA-256 is not the one in `plugins.toml`: the file was changed";
+            let mend = format!("if you trust the file, set `sha256 = \"{actual}\"`");
+            return Err(Complaint::new(reason).mend(mend));
+        }
+    }
+    let identity = Identity::new(&path, candidate.kind, &metadata);
+    Ok(Opened { path, identity, file: Arc::new(file.into()) })
+}
+
+/// Leaves a plugin those of its schemes that `plugins.toml` allows.
+fn allowed(candidate: &Candidate, manifest: Arc<Manifest>) -> Arc<Manifest> {
+    let Some(schemes) = &candidate.rules.schemes else { return manifest };
+    let mut manifest = Arc::unwrap_or_clone(manifest);
+    manifest.schemes.retain(|own| schemes.iter().any(|it| it.eq_ignore_ascii_case(own)));
+    Arc::new(manifest)
+}
+
+/// The name of a plugin: its own, but in `plugins.toml` a person may give it another.
+fn name(candidate: &Candidate, manifest: Option<&Manifest>) -> String {
+    let own = manifest.filter(|_| candidate.origin != Origin::Config);
+    own.map_or_else(|| candidate.name.clone(), |it| it.name.clone())
+}
+
+fn unusable(found: &Found) -> LaunchError {
+    let Candidate { name, path, .. } = &found.candidate;
+    let message = format!("plugin `{name}` cannot be used");
+    let error = LaunchError::new(ErrorKind::Plugin, message);
+    let Some(Err(complaint)) = &found.outcome else { return error };
+    let error = error.caused_by(format!("`{}`: {}", path.display(), complaint.reason));
+    complaint.mend.iter().fold(error, LaunchError::with_hint)
+}
+
+fn listed(config: &Config, found: &[Found], place: usize) -> Listed {
+    let it = &found[place];
+    let own = |place: usize| name(&found[place].candidate, found[place].manifest());
+    let manifest = it.manifest().cloned();
+    let schemes: Vec<_> = manifest.iter().flat_map(|it| &it.schemes).collect();
+    let winners: Vec<_> = schemes
+        .iter()
+        .map(|scheme| match choose(found, scheme, config.chosen.get(*scheme).map(String::as_str)) {
+            Choice::Take(winner) | Choice::Broken(winner) => Some(winner),
+            Choice::Ask(_) | Choice::Nothing => None,
+        })
+        .collect();
+    let state = if !it.candidate.rules.is_enabled() {
+        State::Disabled
+    } else if let Some(Err(complaint)) = &it.outcome {
+        State::Broken { reason: complaint.reason.clone(), mend: complaint.mend.clone() }
+    } else if let Some(better) = it.hidden_by {
+        State::Shadowed {
+            by: format!("{} ({})", own(better), found[better].candidate.path.display()),
+        }
+    } else if winners.contains(&Some(place)) {
+        State::Used
+    } else {
+        let mut by: Vec<_> = winners.iter().flatten().map(|&winner| own(winner)).collect();
+        by.dedup();
+        let chosen = || schemes.iter().filter_map(|it| config.chosen.get(*it)).cloned().collect();
+        let by = if by.is_empty() { chosen() } else { by };
+        State::Shadowed { by: by.join(", ") }
+    };
+    let schemes = schemes.into_iter().zip(&winners);
+    let schemes =
+        schemes.map(|(name, winner)| ServedScheme { name: name.clone(), used: winner.map(own) });
+    Listed {
+        name: own(place),
+        path: it.candidate.path.clone(),
+        kind: it.candidate.kind,
+        origin: it.candidate.origin,
+        state,
+        schemes: schemes.collect(),
+        manifest,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,286 @@
+//! Whose code may run: sshd's rule for files that somebody's safety depends on.
+//!
+//! A plugin is opened once; the checks are made on that descriptor and on every folder above its
+//! file, and the worker loads that descriptor. So what was checked is what runs.
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+
+use super::discovery::Origin;
+use crate::paths;
+
+const GROUP_WRITES: u32 = 0o020;
+const OTHERS_WRITE: u32 = 0o002;
+const STICKY: u32 = 0o1000;
+
+/// Why a file cannot be used as a plugin, and what would mend that: both for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Complaint {
+    pub(super) reason: String,
+    pub(super) mend: Option<String>,
+}
+
+impl Complaint {
+    pub(super) fn new(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), mend: None }
+    }
+
+    pub(super) fn mend(mut self, mend: impl Into<String>) -> Self {
+        self.mend = Some(mend.into());
+        self
+    }
+}
+
+/// How much is asked of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rule {
+    /// The file and every folder above it belong to root or us, and nobody else may write there.
+    Full,
+    /// As for the program that is running: whoever may write to its folder may replace it as well,
+    /// so only the opened file counts, and a group may write, as with a umask of 002.
+    OwnFolder,
+    /// `allow_unsafe_path`: any regular file.
+    Nothing,
+}
+
+impl Rule {
+    /// The rule for a file that was found in `folder`; its real place may be another.
+    pub(super) fn of(origin: Origin, folder: &Path, file: &Path) -> Self {
+        let is_there = || file.parent() == folder.canonicalize().ok().as_deref();
+        if origin == Origin::Program && is_there() {
+            Self::OwnFolder
+        } else {
+            Self::Full
+        }
+    }
+}
+
+/// Opens a plugin's file and checks whether it may be trusted. `path` has no links in it.
+pub(super) fn open(path: &Path, rule: Rule) -> Result<(File, Metadata), Complaint> {
+    // Not blocking, as it may be a pipe that nobody writes to.
+    let flags = (OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW).bits();
+    // Flags are small positive numbers.
+    let flags = i32::try_from(flags).unwrap_or_default();
+    let opened = File::options().read(true).custom_flags(flags).open(path);
+    let file = opened.map_err(|error| unreadable(path, &error))?;
+    let metadata = file.metadata().map_err(|error| unreadable(path, &error))?;
+    if !metadata.is_file() {
+        return Err(Complaint::new("it is no regular file"));
+    }
+    let us = rustix::process::geteuid().as_raw();
+    if let Some(fault) = Facts::of(&metadata).fault(us, rule, false) {
+        return Err(fault.complain(path, "file", metadata.mode()));
+    }
+    if rule == Rule::Full {
+        folders(path, us)?;
+    }
+    Ok((file, metadata))
+}
+
+/// Checks every folder above a file.
+pub(super) fn folders(path: &Path, us: u32) -> Result<(), Complaint> {
+    for folder in path.ancestors().skip(1) {
+        let metadata = folder.metadata().map_err(|error| unreadable(folder, &error))?;
+        if let Some(fault) = Facts::of(&metadata).fault(us, Rule::Full, true) {
+            return Err(fault.complain(folder, "directory", metadata.mode()));
+        }
+    }
+    Ok(())
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Complaint {
+    let path_shown = quoted(path);
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            Complaint::new(format!("`{}` may not be read", path.display()))
+                .mend(format!("chmod u+r {path_shown}"))
+        }
+        _ => Complaint::new(format!("`{}` cannot be opened: {error}", path.display())),
+    }
+}
+
+/// What the rule looks at.
+#[derive(Debug, Clone, Copy)]
+struct Facts {
+    owner: u32,
+    mode: u32,
+}
+
+/// What the rule does not allow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    Owner(u32),
+    Group,
+    Others,
+}
+
+impl Facts {
+    fn of(metadata: &Metadata) -> Self {
+        Self { owner: metadata.uid(), mode: metadata.mode() }
+    }
+
+    fn fault(self, us: u32, rule: Rule, is_folder: bool) -> Option<Fault> {
+        if rule == Rule::Nothing {
+            return None;
+        }
+        if self.owner != 0 && self.owner != us {
+            return Some(Fault::Owner(self.owner));
+        }
+        // In a sticky folder nobody can replace what belongs to somebody else.
+        if is_folder && self.mode & STICKY != 0 {
+            return None;
+        }
+        if self.mode & OTHERS_WRITE != 0 {
+            return Some(Fault::Others);
+        }
+        (rule == Rule::Full && self.mode & GROUP_WRITES != 0).then_some(Fault::Group)
+    }
+}
+
+impl Fault {
+    fn complain(self, path: &Path, what: &str, mode: u32) -> Complaint {
+        let mode = mode & 0o7777;
+        let (why, mend) = match self {
+            Self::Owner(owner) => (
+                format!("it belongs to user {owner}, neither to root nor to you"),
+                format!("chown {} {}", shell_words::quote(&paths::user_name()), quoted(path)),
+            ),
+            Self::Group => {
+                (format!("its group may write to it (mode {mode:04o})"), chmod("g-w", path))
+            }
+            Self::Others => {
+                (format!("everybody may write to it (mode {mode:04o})"), chmod("go-w", path))
+            }
+        };
+        let shown = path.display();
+        Complaint::new(format!("bad ownership or modes for {what} `{shown}`: {why}")).mend(mend)
+    }
+}
+
+fn chmod(change: &str, path: &Path) -> String {
+    format!("chmod {change} {}", quoted(path))
+}
+
+/// A path as a shell takes it.
+pub(super) fn quoted(path: &Path) -> String {
+    shell_words::quote(&path.to_string_lossy()).into_owned()
+}
+
+/// Follows every link on the way to a file.
+pub(super) fn real_path(path: &Path) -> Result<PathBuf, Complaint> {
+    path.canonicalize().map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound if path.is_symlink() => {
+            Complaint::new("it is a link to a file that does not exist")
+        }
+        io::ErrorKind::NotFound => Complaint::new("there is no such file"),
+        _ => unreadable(path, &error),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{symlink, PermissionsExt};
+
+    use super::*;
+
+    const US: u32 = 1000;
+
+    fn check(rule: Rule, is_folder: bool, owner: u32, mode: u32, expected: Option<Fault>) {
+        let fault = Facts { owner, mode }.fault(US, rule, is_folder);
+        assert_eq!(fault, expected, "{rule:?} {is_folder} {owner} {mode:o}");
+    }
+
+    #[test]
+    fn only_root_and_we_may_have_written_a_plugin() {
+        use Rule::{Full, Nothing, OwnFolder};
+        for rule in [Full, OwnFolder] {
+            check(rule, false, US, 0o755, None);
+            check(rule, false, 0, 0o644, None);
+            check(rule, false, 1001, 0o755, Some(Fault::Owner(1001)));
+            check(rule, false, US, 0o757, Some(Fault::Others));
+            check(rule, false, 0, 0o1757, Some(Fault::Others));
+        }
+        check(Full, false, US, 0o775, Some(Fault::Group));
+        check(OwnFolder, false, US, 0o775, None);
+        check(Full, true, US, 0o700, None);
+        check(Full, true, 0, 0o1777, None);
+        check(Full, true, 1001, 0o1777, Some(Fault::Owner(1001)));
+        check(Full, true, US, 0o775, Some(Fault::Group));
+        check(Full, true, US, 0o777, Some(Fault::Others));
+        check(Nothing, false, 1001, 0o777, None);
+    }
+
+    /// A folder of our own in the temporary one, which is sticky, and a file in it.
+    fn place() -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().canonicalize().unwrap().join("libdistant_plugin_x.so");
+        fs::write(&file, "x").unwrap();
+        set_mode(&file, 0o644);
+        (folder, file)
+    }
+
+    fn set_mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn the_complaint_is_that_of_sshd_and_says_what_mends_it() {
+        let (_folder, file) = place();
+        assert!(open(&file, Rule::Full).is_ok());
+
+        set_mode(&file, 0o666);
+        let shown = file.display();
+        let complaint = open(&file, Rule::OwnFolder).unwrap_err();
+        assert_eq!(
+            complaint.reason,
+            format!(
+                "bad ownership or modes for file `{shown}`: everybody may write to it (mode 0666)"
+            )
+        );
+        assert_eq!(complaint.mend, Some(format!("chmod go-w {shown}")));
+
+        set_mode(&file, 0o664);
+        assert!(open(&file, Rule::OwnFolder).is_ok());
+        assert!(open(&file, Rule::Full).unwrap_err().reason.contains("its group may write"));
+        assert!(open(&file, Rule::Nothing).is_ok());
+    }
+
+    #[test]
+    fn a_folder_that_others_may_write_to_counts_only_outside_of_the_programs_own() {
+        let (_folder, file) = place();
+        let parent = file.parent().unwrap();
+        set_mode(parent, 0o775);
+        let complaint = open(&file, Rule::Full).unwrap_err();
+        let expected = format!("bad ownership or modes for directory `{}`", parent.display());
+        assert!(complaint.reason.starts_with(&expected), "{complaint:?}");
+        assert_eq!(complaint.mend, Some(format!("chmod g-w {}", parent.display())));
+        assert!(open(&file, Rule::OwnFolder).is_ok());
+        set_mode(parent, 0o1777);
+        assert!(open(&file, Rule::Full).is_ok());
+    }
+
+    #[test]
+    fn only_a_regular_file_is_a_plugin() {
+        let (_folder, file) = place();
+        let other = |name: &str| file.with_file_name(name);
+        fs::create_dir(other("folder")).unwrap();
+        assert_eq!(open(&other("folder"), Rule::Full).unwrap_err().reason, "it is no regular file");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            other("pipe"),
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
+        assert_eq!(open(&other("pipe"), Rule::Full).unwrap_err().reason, "it is no regular file");
+        symlink("nowhere", other("link")).unwrap();
+        let reason = real_path(&other("link")).unwrap_err().reason;
+        assert_eq!(reason, "it is a link to a file that does not exist");
+    }
+}

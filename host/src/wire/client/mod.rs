@@ -1,0 +1,396 @@
+//! The client's end of the wire: one connection, any number of requests at the same time.
+//!
+//! A [`Client`] is a handle to a task that owns the connection and, over TCP, makes it again when
+//! it is lost, without anybody noticing but for the delay.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use distant_plugin_api::secret::SessionKey;
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{timeout, Instant};
+use tokio_util::sync::CancellationToken;
+
+mod connect;
+mod run;
+
+use connect::Established;
+use run::Shared;
+
+use super::envelope::{Request, Response};
+use super::frame::{CompressionLevel, CompressionType};
+use super::message::Authentication;
+use super::outbox::Outbox;
+use super::stream::Socket;
+use super::Closed;
+
+/// Bytes that are kept of what was sent, for a reconnection.
+const BACKUP: usize = 16 * 1024 * 1024;
+/// A server that says nothing for so long is lost, usually.
+const SILENCE: Duration = Duration::from_secs(20);
+/// Replies to one request that may wait to be taken.
+const REPLIES: usize = 64;
+
+/// How a client shows that it may use the server.
+#[derive(Debug, Clone)]
+pub enum Credential {
+    /// Not at all (method `none`), as over the manager's own socket.
+    None,
+    /// Sends the key, as a released server wants it.
+    Key(SessionKey),
+    /// Proves the key and has the server prove it; the key is never sent, and there is no way back to sending it.
+    Proof(SessionKey),
+}
+
+/// How to connect.
+#[derive(Debug, Clone)]
+pub struct ClientOptions {
+    /// What to show.
+    pub credential: Credential,
+    /// For all of it: to connect, to authenticate, and to have the first answer.
+    pub within: Duration,
+    /// Whether a lost connection is made again. Over TCP only.
+    pub reconnect: bool,
+    /// How frames are compressed, if the server can.
+    pub compression: Option<(CompressionType, CompressionLevel)>,
+    /// A server that says nothing for so long is lost; it gives a sign of life every 5 s.
+    pub silence: Duration,
+}
+
+impl ClientOptions {
+    /// Over the manager's own socket: no credential, no reconnection, 15 s.
+    pub fn unix() -> Self {
+        Self {
+            credential: Credential::None,
+            within: Duration::from_secs(15),
+            reconnect: false,
+            compression: None,
+            silence: SILENCE,
+        }
+    }
+
+    /// To a server: reconnects, not compressed.
+    pub fn tcp(credential: Credential, within: Duration) -> Self {
+        Self { credential, within, reconnect: true, compression: None, silence: SILENCE }
+    }
+}
+
+/// Sees what the server says while a client authenticates by `none`.
+#[async_trait]
+pub trait Authenticator: Send {
+    /// One message of the server: the initialization, the start of the method, that it is finished.
+    /// An answer to the first one is already on its way; an error takes it back by closing.
+    ///
+    /// # Errors
+    ///
+    /// Why the client does not want to go on; ends in [`ConnectError::Rejected`].
+    async fn see(&mut self, message: &Authentication) -> Result<(), String>;
+}
+
+/// Goes along with everything.
+#[async_trait]
+impl Authenticator for () {
+    async fn see(&mut self, _message: &Authentication) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// How a connection is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Status {
+    /// It works.
+    Connected,
+    /// It was lost and is being made again; requests wait.
+    Reconnecting {
+        /// Why.
+        reason: String,
+    },
+    /// It is over.
+    Closed {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// Nobody listens there, on none of the addresses.
+    #[error("the connection was refused")]
+    Refused {
+        /// Of the last address.
+        source: io::Error,
+    },
+    /// No answer within the time.
+    #[error("no answer within {within:?}")]
+    TimedOut {
+        /// What was waited for.
+        within: Duration,
+    },
+    /// The other end closed at the credential, or failed to prove the key.
+    #[error("{reason}")]
+    Rejected {
+        /// Why, as far as this end can tell.
+        reason: String,
+    },
+    /// The other end speaks another version.
+    #[error("the other end has version {version}, which this one does not speak")]
+    Incompatible {
+        /// That version.
+        version: String,
+    },
+    /// The other end does not speak this protocol.
+    #[error("the other end broke the protocol: {reason}")]
+    Protocol {
+        /// What it did.
+        reason: String,
+    },
+    /// Anything else.
+    #[error("cannot connect")]
+    Io {
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// A connection to a server or manager: a handle, cheap to clone.
+///
+/// Dropping the last one, and all [`Replies`], closes it, after what is queued was written.
+#[derive(Debug, Clone)]
+pub struct Client(Arc<Handle>);
+
+/// What all handles of a connection share.
+#[derive(Debug)]
+struct Handle {
+    shared: Arc<Shared>,
+    peer: Option<SocketAddr>,
+    first_response: OnceLock<Response>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.stop.cancel();
+    }
+}
+
+impl Client {
+    /// Connects over TCP to the first of `addresses` that answers.
+    ///
+    /// The first answer is that to a `version` request: with it the server has shown that it works.
+    /// A refused credential is final, also if there are more addresses.
+    ///
+    /// # Errors
+    ///
+    /// See [`ConnectError`]; of several addresses the last one's.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future closes the connection.
+    pub async fn connect_tcp(
+        addresses: &[SocketAddr],
+        options: ClientOptions,
+    ) -> Result<Self, ConnectError> {
+        let deadline = Instant::now() + options.within;
+        let none = io::Error::new(io::ErrorKind::InvalidInput, "no address to connect to");
+        let mut last = ConnectError::Io { source: none };
+        for (index, address) in addresses.iter().enumerate() {
+            // A mute address must not use up the time of those after it.
+            let share = deadline.saturating_duration_since(Instant::now())
+                / (addresses.len() - index).try_into().unwrap_or(1);
+            let attempt = timeout(share, Self::connect_to(*address, &options)).await;
+            match attempt.unwrap_or(Err(ConnectError::TimedOut { within: options.within })) {
+                Ok(client) => return Ok(client),
+                Err(
+                    error @ (ConnectError::Rejected { .. } | ConnectError::Incompatible { .. }),
+                ) => return Err(error),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    async fn connect_to(
+        address: SocketAddr,
+        options: &ClientOptions,
+    ) -> Result<Self, ConnectError> {
+        let socket = connect::reach(address).await.map_err(not_reached)?;
+        let first = Request::new(&BTreeMap::from([("type", "version")]));
+        let frame = first.to_frame();
+        let established = connect::establish(socket, options, &mut (), Some(&frame)).await?;
+        let reconnect = options.reconnect.then_some(address);
+        // The reply may be there before anybody has subscribed to it.
+        let (client, mut replies) =
+            Self::start(established, options, reconnect, Some(address), Some((first, frame)));
+        match replies.as_mut() {
+            Some(replies) => match replies.next().await {
+                Some(response) => drop(client.0.first_response.set(response)),
+                None => {
+                    let reason = "it closed the connection instead of answering".to_owned();
+                    return Err(ConnectError::Protocol { reason });
+                }
+            },
+            None => {}
+        }
+        Ok(client)
+    }
+
+    /// Connects to a unix socket. An end of that connection is final.
+    ///
+    /// # Errors
+    ///
+    /// See [`ConnectError`].
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future closes the connection.
+    pub async fn connect_unix(
+        path: &Path,
+        options: ClientOptions,
+        mut authenticator: impl Authenticator,
+    ) -> Result<Self, ConnectError> {
+        let connecting = async {
+            let socket = UnixStream::connect(path).await.map_err(not_reached)?;
+            let established =
+                connect::establish(socket, &options, &mut authenticator, None).await?;
+            Ok(Self::start(established, &options, None, None, None).0)
+        };
+        let within = options.within;
+        timeout(within, connecting).await.unwrap_or(Err(ConnectError::TimedOut { within }))
+    }
+
+    /// Sends a request; waits while the queue is full, also while the connection is made again.
+    ///
+    /// # Errors
+    ///
+    /// The connection is over.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future before it is ready sends nothing.
+    pub async fn send(&self, request: Request) -> Result<Replies, Closed> {
+        let replies = self.subscribe(request.id.clone());
+        self.0.shared.outbox.push(request.to_frame()).await?;
+        Ok(replies)
+    }
+
+    /// Sends a request whose replies go to a [`Self::route`], if to anybody; waits while the queue
+    /// is full.
+    ///
+    /// # Errors
+    ///
+    /// The connection is over.
+    pub async fn fire(&self, request: Request) -> Result<(), Closed> {
+        self.0.shared.outbox.push(request.to_frame()).await
+    }
+
+    /// Takes the replies to all requests whose id is `prefix`, `_` and anything. `prefix` holds no
+    /// `_`.
+    pub fn route(&self, prefix: &str) -> Replies {
+        self.subscribe(prefix.to_owned())
+    }
+
+    /// Subscribes to the replies to a request that is sent after this.
+    fn subscribe(&self, id: String) -> Replies {
+        let (sender, receiver) = mpsc::channel(REPLIES);
+        self.0.shared.subscribers().insert(id.clone(), sender);
+        if self.0.shared.outbox.is_closed() {
+            // It closed in between, so nobody else takes this away again.
+            self.0.shared.subscribers().remove(&id);
+        }
+        Replies { id, receiver, client: self.clone() }
+    }
+
+    /// How the connection is, now and later.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.0.shared.status.subscribe()
+    }
+
+    /// The server's answer to the `version` request that was sent while connecting; over TCP only.
+    pub fn first_response(&self) -> Option<&Response> {
+        self.0.first_response.get()
+    }
+
+    /// The address that was reached; none for a unix socket.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.0.peer
+    }
+
+    /// Closes the connection for every handle, after what is queued was written.
+    pub fn close(&self) {
+        self.0.shared.stop.cancel();
+    }
+
+    fn start<S: Socket>(
+        established: Established<S>,
+        options: &ClientOptions,
+        reconnect: Option<SocketAddr>,
+        peer: Option<SocketAddr>,
+        first: Option<(Request, Bytes)>,
+    ) -> (Self, Option<Replies>) {
+        let keep = if reconnect.is_some() { BACKUP } else { 0 };
+        let sent = established.stream.writing.sent - u64::from(first.is_some());
+        let outbox = Outbox::new(sent, keep);
+        let shared = Arc::new(Shared {
+            outbox,
+            subscribers: Mutex::default(),
+            status: watch::channel(Status::Connected).0,
+            stop: CancellationToken::new(),
+        });
+        let handle = Handle { shared: Arc::clone(&shared), peer, first_response: OnceLock::new() };
+        let client = Self(Arc::new(handle));
+        let replies = first.map(|(request, frame)| {
+            // It is written already: over the outbox it gets into the backup.
+            let _ = shared.outbox.try_push(&frame);
+            shared.outbox.take(1);
+            client.subscribe(request.id)
+        });
+        tokio::spawn(run::run(shared, established, reconnect, options.clone()));
+        (client, replies)
+    }
+}
+
+fn not_reached(source: io::Error) -> ConnectError {
+    match source.kind() {
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => {
+            ConnectError::Refused { source }
+        }
+        io::ErrorKind::TimedOut => ConnectError::TimedOut { within: Duration::ZERO },
+        _ => ConnectError::Io { source },
+    }
+}
+
+/// What a server replies to one request. Dropping it unsubscribes.
+///
+/// Replies that nobody takes hold up all others of the connection once 64 of them wait, so take
+/// them or drop this.
+#[derive(Debug)]
+pub struct Replies {
+    id: String,
+    receiver: mpsc::Receiver<Response>,
+    client: Client,
+}
+
+impl Replies {
+    /// The next reply; `None` when the connection is over.
+    ///
+    /// # Cancellation
+    ///
+    /// Nothing is lost.
+    pub async fn next(&mut self) -> Option<Response> {
+        self.receiver.recv().await
+    }
+}
+
+impl Drop for Replies {
+    fn drop(&mut self) {
+        self.client.0.shared.subscribers().remove(&self.id);
+    }
+}

@@ -1,0 +1,224 @@
+//! What both ends say before the first request: versions, choices, key exchanges, and the proof of
+//! the session key.
+//!
+//! The key exchange of the 0.20 wire protects from listeners only: a machine in the middle can make
+//! one with each end. The proof closes that gap. Both ends show that they know the session key by
+//! an HMAC over the whole exchange as they saw it, so the proofs fit only if both saw the same one,
+//! and a machine in the middle neither can make one nor learns anything from those it sees.
+
+use std::io;
+
+use distant_plugin_api::secret::SessionKey;
+use hmac::{Hmac, Mac};
+use p256::ecdh::EphemeralSecret;
+use p256::elliptic_curve::sec1::ToEncodedPoint;
+use p256::PublicKey;
+use rand::rngs::OsRng;
+use rand::RngCore;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+use super::frame::{CompressionLevel, CompressionType, EncryptionType};
+use super::message::PROTOCOL_VERSION;
+
+/// The method in which nothing has to be shown.
+pub(super) const METHOD_NONE: &str = "none";
+/// The method in which the key is sent.
+pub(super) const METHOD_KEY: &str = "static_key";
+/// The method in which the key is proved, by both ends.
+pub(super) const METHOD_PROOF: &str = "static_key_proof";
+
+/// Bytes of a version as it is sent.
+pub(super) const VERSION_LENGTH: usize = 24;
+
+/// Prints this end's version for the wire.
+pub(super) fn version() -> [u8; VERSION_LENGTH] {
+    let mut bytes = [0; VERSION_LENGTH];
+    for (chunk, number) in bytes.chunks_exact_mut(8).zip(PROTOCOL_VERSION) {
+        chunk.copy_from_slice(&number.to_be_bytes());
+    }
+    bytes
+}
+
+/// Tells whether a client of this version gets on with the server's; if not, the server's as text.
+pub(super) fn check_version(bytes: &[u8; VERSION_LENGTH]) -> Result<(), String> {
+    let mut numbers = [0; 3];
+    for (number, chunk) in numbers.iter_mut().zip(bytes.as_chunks::<8>().0) {
+        *number = u64::from_be_bytes(*chunk);
+    }
+    let [major, minor, patch] = numbers;
+    if numbers >= PROTOCOL_VERSION && [major, minor] == PROTOCOL_VERSION[..2] {
+        Ok(())
+    } else {
+        Err(format!("{major}.{minor}.{patch}"))
+    }
+}
+
+/// What a server can do.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Offer {
+    pub(super) compression_types: Vec<CompressionType>,
+    pub(super) encryption_types: Vec<EncryptionType>,
+}
+
+/// What a client wants of it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Choice {
+    pub(super) compression_level: Option<CompressionLevel>,
+    pub(super) compression_type: Option<CompressionType>,
+    pub(super) encryption_type: Option<EncryptionType>,
+}
+
+impl Choice {
+    /// What frames are compressed with from now on.
+    pub(super) fn compression(&self) -> Option<(CompressionType, CompressionLevel)> {
+        Some((self.compression_type?, self.compression_level.unwrap_or_default()))
+    }
+}
+
+/// Whether a connection is a new one.
+#[derive(Serialize, Deserialize)]
+pub(super) enum Connect {
+    /// It is.
+    #[serde(rename = "Connect")]
+    New,
+    /// It takes the place of one that was lost.
+    Reconnect {
+        /// Which.
+        id: u32,
+        /// The one-time password, or its proof.
+        #[serde(with = "serde_bytes")]
+        otp: Vec<u8>,
+    },
+}
+
+/// Frames `[sent, received, available]` that both ends compare after a reconnection.
+pub(super) type Counters = (u64, u64, u64);
+
+/// One end's half of a key exchange.
+#[derive(Serialize, Deserialize)]
+pub(super) struct ExchangeHalf {
+    #[serde(with = "serde_bytes")]
+    public_key: Vec<u8>,
+    #[serde(with = "serde_bytes")]
+    salt: Vec<u8>,
+}
+
+/// A key that both ends of a connection have worked out: for the frames, or for a reconnection.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub(super) struct SharedKey([u8; 32]);
+
+impl SharedKey {
+    pub(super) fn expose(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// Compares in constant time.
+    pub(super) fn is(&self, other: &[u8]) -> bool {
+        bool::from(subtle::ConstantTimeEq::ct_eq(self.0.as_slice(), other))
+    }
+}
+
+/// This end's part in a key exchange.
+pub(super) struct Exchange {
+    secret: EphemeralSecret,
+    salt: [u8; 32],
+}
+
+impl Exchange {
+    pub(super) fn new() -> Self {
+        let mut salt = [0; 32];
+        OsRng.fill_bytes(&mut salt);
+        Self { secret: EphemeralSecret::random(&mut OsRng), salt }
+    }
+
+    /// What the other end has to get.
+    pub(super) fn half(&self) -> ExchangeHalf {
+        ExchangeHalf {
+            public_key: self.secret.public_key().to_encoded_point(false).as_bytes().to_vec(),
+            salt: self.salt.to_vec(),
+        }
+    }
+
+    /// Works the key out of the other end's half.
+    pub(super) fn finish(self, theirs: &ExchangeHalf) -> io::Result<SharedKey> {
+        let bad = || io::Error::new(io::ErrorKind::InvalidData, "a key exchange that is none");
+        let public = PublicKey::from_sec1_bytes(&theirs.public_key).map_err(|_| bad())?;
+        let their_salt: &[u8; 32] = theirs.salt.as_slice().try_into().map_err(|_| bad())?;
+        let mut salt = self.salt;
+        salt.iter_mut().zip(their_salt).for_each(|(ours, theirs)| *ours ^= theirs);
+        let mut key = [0; 32];
+        self.secret
+            .diffie_hellman(&public)
+            .extract::<Sha256>(Some(&salt))
+            .expand(&[], &mut key)
+            .map_err(|_| bad())?;
+        Ok(SharedKey(key))
+    }
+}
+
+/// Who proves.
+#[derive(Clone, Copy)]
+pub(super) enum Role {
+    Client,
+    Server,
+}
+
+/// All that was said so far, in both directions.
+#[derive(Clone, Default)]
+pub(super) struct Transcript(Sha256);
+
+impl Transcript {
+    /// Adds one piece; the pieces stay apart, whatever they contain.
+    pub(super) fn add(&mut self, piece: &[u8]) {
+        self.0.update((piece.len() as u64).to_be_bytes());
+        self.0.update(piece);
+    }
+
+    /// Proves that `key` is known to the end that saw this.
+    pub(super) fn prove(&self, purpose: Purpose<'_>, role: Role) -> [u8; 32] {
+        self.mac(purpose, role).finalize().into_bytes().into()
+    }
+
+    /// Checks the other end's proof, in constant time.
+    pub(super) fn verify(&self, purpose: Purpose<'_>, role: Role, proof: &[u8]) -> bool {
+        self.mac(purpose, role).verify_slice(proof).is_ok()
+    }
+
+    fn mac(&self, purpose: Purpose<'_>, role: Role) -> Hmac<Sha256> {
+        let (key, purpose) = match purpose {
+            Purpose::Connect(key) => (key.expose(), "connect"),
+            Purpose::Reconnect(otp) => (otp.expose(), "reconnect"),
+        };
+        let role = match role {
+            Role::Client => "client",
+            Role::Server => "server",
+        };
+        let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
+        mac.update(format!("{METHOD_PROOF} {purpose} {role}").as_bytes());
+        mac.update(&self.0.clone().finalize());
+        mac
+    }
+}
+
+/// What is proved: the session key, or the one-time password that replaces it.
+#[derive(Clone, Copy)]
+pub(super) enum Purpose<'a> {
+    Connect(&'a SessionKey),
+    Reconnect(&'a SharedKey),
+}
+
+/// Writes a message as all of this wire is written.
+pub(super) fn pack<T: Serialize + ?Sized>(message: &T) -> Vec<u8> {
+    // Our own types, into memory: nothing that can fail.
+    rmp_serde::to_vec_named(message).unwrap_or_default()
+}
+
+/// Reads a message.
+pub(super) fn unpack<T: DeserializeOwned>(bytes: &[u8]) -> io::Result<T> {
+    rmp_serde::from_slice(bytes).map_err(|error| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("an unexpected message: {error}"))
+    })
+}

@@ -1,0 +1,234 @@
+//! How a connection of a server is set up: handshake, and authentication or reconnection.
+
+use std::io;
+use std::sync::Arc;
+
+use distant_plugin_api::secret::SessionKey;
+
+use super::connection::{Attachment, Connection};
+use super::{Server, Service, Verifier};
+use crate::wire::frame::{Codec, CompressionType, EncryptionType};
+use crate::wire::handshake::{
+    pack, unpack, version, Choice, Connect, Counters, Exchange, ExchangeHalf, Offer, Purpose, Role,
+    SharedKey, Transcript, METHOD_KEY, METHOD_NONE, METHOD_PROOF,
+};
+use crate::wire::message::{Authentication, AuthenticationQuestion, AuthenticationResponse};
+use crate::wire::stream::{Socket, Stream};
+
+/// Bytes of a frame from a client that is not known yet.
+const UNKNOWN: usize = 64 * 1024;
+
+/// What a client has become.
+pub(super) enum Client<S: Service> {
+    New { id: u32, password: SharedKey, is_proved: bool },
+    Known { connection: Arc<Connection<S>>, attachment: Attachment },
+}
+
+fn refused(reason: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, reason)
+}
+
+/// Sets a connection up. Whatever is wrong with the client ends in an error and a closed socket.
+pub(super) async fn set_up<T: Socket, S: Service>(
+    server: &Server<S>,
+    socket: T,
+) -> io::Result<(Stream<T>, Client<S>)> {
+    let mut stream = Stream::new(socket, UNKNOWN);
+    let transcript = greet(&mut stream, server.options.plain).await?;
+    let client = match stream.expect_message().await? {
+        Connect::New => {
+            let id = unused_id(server);
+            stream.writing.put_message(&id);
+            let method = authenticate(&mut stream, &server.options.verifier, &transcript).await?;
+            // The last frames of the authentication, and this end's half.
+            let exchange = Exchange::new();
+            stream.writing.put_message(&exchange.half());
+            stream.writing.flush().await?;
+            let theirs = stream.expect_message().await?;
+            let password = exchange.finish(&theirs)?;
+            Client::New { id, password, is_proved: method == METHOD_PROOF }
+        }
+        Connect::Reconnect { id, otp } => {
+            let unknown = || refused("a connection that is not known");
+            let connection = server.connections().get(&id).cloned().ok_or_else(unknown)?;
+            let attachment = resume(&mut stream, &connection, &otp, &transcript).await?;
+            Client::Known { connection, attachment }
+        }
+    };
+    stream.reading.set_limit(server.options.frame);
+    Ok((stream, client))
+}
+
+fn unused_id<S: Service>(server: &Server<S>) -> u32 {
+    let connections = server.connections();
+    loop {
+        let id = rand::random();
+        if !connections.contains_key(&id) {
+            return id;
+        }
+    }
+}
+
+/// Says what this end can do, and does what the client wants of it.
+async fn greet<T: Socket>(stream: &mut Stream<T>, allow_plain: bool) -> io::Result<Transcript> {
+    let offer = pack(&Offer {
+        compression_types: vec![
+            CompressionType::Deflate,
+            CompressionType::Gzip,
+            CompressionType::Zlib,
+        ],
+        encryption_types: vec![EncryptionType::XChaCha20Poly1305],
+    });
+    stream.writing.put_raw(&version());
+    stream.writing.put(&offer);
+    stream.writing.flush().await?;
+    let choice_bytes = stream.expect().await?;
+    let choice: Choice = unpack(&choice_bytes)?;
+    if choice.compression_type == Some(CompressionType::Unknown) {
+        return Err(refused("a compression that is not known"));
+    }
+    let mut transcript = Transcript::default();
+    for piece in [&version()[..], &offer, &choice_bytes] {
+        transcript.add(piece);
+    }
+    match choice.encryption_type {
+        Some(EncryptionType::XChaCha20Poly1305) => {
+            let exchange = Exchange::new();
+            let half = pack(&exchange.half());
+            stream.writing.put(&half);
+            stream.writing.flush().await?;
+            let their_bytes = stream.expect().await?;
+            let theirs: ExchangeHalf = unpack(&their_bytes)?;
+            let key = exchange.finish(&theirs)?;
+            transcript.add(&their_bytes);
+            transcript.add(&half);
+            stream.switch(Codec::new(Some(key.expose()), choice.compression()));
+        }
+        None if allow_plain => stream.switch(Codec::new(None, choice.compression())),
+        // A deliberate difference to released servers, which would take the key in plain text.
+        None => return Err(refused("a client that wants no encryption")),
+        Some(EncryptionType::Unknown) => return Err(refused("an encryption that is not known")),
+    }
+    Ok(transcript)
+}
+
+/// Has the client show what it has to. Returns the method.
+async fn authenticate<T: Socket>(
+    stream: &mut Stream<T>,
+    verifier: &Verifier,
+    transcript: &Transcript,
+) -> io::Result<&'static str> {
+    let offered = match verifier {
+        Verifier::None => vec![METHOD_NONE.to_owned()],
+        Verifier::Key { .. } => vec![METHOD_PROOF.to_owned(), METHOD_KEY.to_owned()],
+    };
+    stream.writing.put_message(&Authentication::Initialization { methods: offered });
+    stream.writing.flush().await?;
+    let AuthenticationResponse::Initialization { methods } = stream.expect_message().await? else {
+        return Err(refused("a client that does not choose a method"));
+    };
+    let wants = |method: &str| methods.iter().any(|wanted| wanted == method);
+    match verifier {
+        Verifier::None if wants(METHOD_NONE) => {
+            let method = METHOD_NONE.to_owned();
+            stream.writing.put_message(&Authentication::StartMethod { method });
+            stream.writing.put_message(&Authentication::Finished);
+            Ok(METHOD_NONE)
+        }
+        // Released clients may agree to every method that is offered, but know only this one.
+        Verifier::Key { key } if wants(METHOD_KEY) => {
+            let answer = challenge(stream, METHOD_KEY, "key", "Provide a key: ").await?;
+            let given: SessionKey = answer.expose().parse().map_err(|_| refused("no key"))?;
+            let is_same: bool =
+                subtle::ConstantTimeEq::ct_eq(&given.expose()[..], &key.expose()[..]).into();
+            if !is_same {
+                return Err(refused("a wrong key"));
+            }
+            stream.writing.put_message(&Authentication::Finished);
+            Ok(METHOD_KEY)
+        }
+        Verifier::Key { key } if wants(METHOD_PROOF) => {
+            let answer = challenge(stream, METHOD_PROOF, "proof", "Prove the key: ").await?;
+            let proof = hex::decode(answer.expose()).map_err(|_| refused("no proof"))?;
+            if !transcript.verify(Purpose::Connect(key), Role::Client, &proof) {
+                return Err(refused("a wrong proof"));
+            }
+            let text = hex::encode(transcript.prove(Purpose::Connect(key), Role::Server));
+            stream.writing.put_message(&Authentication::Info { text });
+            stream.writing.put_message(&Authentication::Finished);
+            Ok(METHOD_PROOF)
+        }
+        _ => Err(refused("a client that chooses no method that is offered")),
+    }
+}
+
+async fn challenge<T: Socket>(
+    stream: &mut Stream<T>,
+    method: &str,
+    label: &str,
+    text: &str,
+) -> io::Result<distant_plugin_api::secret::Secret> {
+    stream.writing.put_message(&Authentication::StartMethod { method: method.to_owned() });
+    stream.writing.put_message(&Authentication::Challenge {
+        questions: vec![AuthenticationQuestion {
+            label: label.to_owned(),
+            text: text.to_owned(),
+            options: Default::default(),
+        }],
+        options: Default::default(),
+    });
+    stream.writing.flush().await?;
+    match stream.expect_message().await? {
+        AuthenticationResponse::Challenge { answers } => {
+            answers.into_iter().next().ok_or_else(|| refused("no answer"))
+        }
+        _ => Err(refused("something else than an answer")),
+    }
+}
+
+/// Takes a connection up again: who comes is the one who left, and each gets what it lacks.
+async fn resume<T: Socket, S: Service>(
+    stream: &mut Stream<T>,
+    connection: &Arc<Connection<S>>,
+    otp: &[u8],
+    transcript: &Transcript,
+) -> io::Result<Attachment> {
+    let is_right = |password: &SharedKey| match connection.is_proved {
+        true => transcript.verify(Purpose::Reconnect(password), Role::Client, otp),
+        false => password.is(otp),
+    };
+    let wrong = || refused("a wrong one-time password");
+    let password = connection.passwords().iter().find(|known| is_right(known)).cloned();
+    let password = password.ok_or_else(wrong)?;
+    // Whoever has it now has lost it, perhaps without having noticed yet.
+    let attachment = connection.take_over().await.ok_or_else(wrong)?;
+    if connection.is_proved {
+        let proof = transcript.prove(Purpose::Reconnect(&password), Role::Server);
+        stream.writing.put(&proof);
+    }
+    let exchange = Exchange::new();
+    stream.writing.put_message(&exchange.half());
+    stream.writing.flush().await?;
+    let theirs = stream.expect_message().await?;
+    let next = exchange.finish(&theirs)?;
+    // A released client forgets what it has read up to now, so the counters have to wait for its
+    // own, which it sends after that.
+    let (sent, received, available): Counters = stream.expect_message().await?;
+    let lacking = sent.checked_sub(attachment.received);
+    if lacking.is_none_or(|lacking| lacking > available) {
+        connection.give_up();
+        return Err(refused("a client that no longer has all its messages"));
+    }
+    if let Err(lost) = connection.outbox.resume(received) {
+        connection.give_up();
+        return Err(io::Error::other(lost));
+    }
+    // Nothing is announced as sent again: a released client would put it into its buffer where that
+    // happens to be, perhaps into the middle of another frame. It comes as if it was new.
+    stream.writing.put_message::<Counters>(&(received, attachment.received, 0));
+    // The client may not get this; until it shows that it did, the old password is good as well.
+    connection.set_passwords(vec![next, password]);
+    stream.writing.flush().await?;
+    stream.reading.received = attachment.received;
+    Ok(attachment)
+}

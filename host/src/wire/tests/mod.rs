@@ -1,0 +1,191 @@
+//! Both ends against each other and against those of the released crates.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use distant_plugin_api::secret::SessionKey;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::client::{Client, ClientOptions, Credential};
+use super::envelope::{pack, Request};
+use super::message::Header;
+use super::server::{self, Peer, Reply, ServerOptions, Service};
+
+mod channel;
+mod limits;
+mod malformed;
+mod middle;
+mod properties;
+mod reconnect;
+mod released;
+mod together;
+
+/// The payload of all requests and replies here.
+type Message = BTreeMap<String, String>;
+
+/// No test waits longer for anything.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+fn message(kind: &str, text: &str) -> Message {
+    [("type", kind), ("text", text)].map(|(name, value)| (name.into(), value.into())).into()
+}
+
+fn key() -> SessionKey {
+    SessionKey::new([7; 32])
+}
+
+fn proof() -> ClientOptions {
+    ClientOptions::tcp(Credential::Proof(key()), DEADLINE)
+}
+
+fn sent_key() -> ClientOptions {
+    ClientOptions::tcp(Credential::Key(key()), DEADLINE)
+}
+
+async fn within<T>(future: impl std::future::Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, future).await.expect("nothing happened for too long")
+}
+
+/// Sends a text and returns what comes back.
+async fn echo(client: &Client, text: &str) -> String {
+    let mut replies = client.send(Request::new(&message("echo", text))).await.unwrap();
+    let response = within(replies.next()).await.expect("no reply");
+    response.parse::<Message>().unwrap()["text"].clone()
+}
+
+/// What a service gets to know about its connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Event {
+    Open,
+    Attached,
+    Detached,
+    Closed,
+    Handled,
+}
+
+fn reply_of(text: &str) -> Message {
+    message("reply", text)
+}
+
+struct Echo(mpsc::UnboundedSender<Event>);
+
+#[async_trait]
+impl Service for Echo {
+    type Session = ();
+
+    fn open(&self, _connection: u32, _peer: &Peer) {
+        let _ = self.0.send(Event::Open);
+    }
+
+    fn attached(&self, (): &()) {
+        let _ = self.0.send(Event::Attached);
+    }
+
+    fn detached(&self, (): &()) {
+        let _ = self.0.send(Event::Detached);
+    }
+
+    fn closed(&self, (): &()) {
+        let _ = self.0.send(Event::Closed);
+    }
+
+    async fn handle(&self, _session: Arc<()>, request: Request, reply: Reply) {
+        let _ = self.0.send(Event::Handled);
+        let Ok(message) = request.parse::<Message>() else {
+            let payload = self.malformed("not understood").into();
+            let _ = reply.send_bytes(Header::new(), payload).await;
+            return;
+        };
+        match message["type"].as_str() {
+            "panic" => panic!("as it was told to"),
+            "silence" => reply.closed().await,
+            // Replies until told otherwise, each with its number.
+            "endless" => {
+                for number in 0.. {
+                    let text = format!("{number} {}", message["text"]);
+                    if reply.send(&reply_of(&text)).await.is_err() {
+                        break;
+                    }
+                }
+            }
+            _ => {
+                let _ = reply.send(&message).await;
+            }
+        }
+    }
+
+    fn malformed(&self, reason: &str) -> Vec<u8> {
+        pack(&message("error", reason)).to_vec()
+    }
+}
+
+/// A server of ours.
+struct Served {
+    address: SocketAddr,
+    events: mpsc::UnboundedReceiver<Event>,
+    shutdown: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Served {
+    async fn start(options: ServerOptions) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (sender, events) = mpsc::unbounded_channel();
+        let shutdown = CancellationToken::new();
+        let serving = server::serve(listener, options, Arc::new(Echo(sender)), shutdown.clone());
+        Self { address, events, shutdown, task: tokio::spawn(serving) }
+    }
+
+    async fn tcp() -> Self {
+        Self::start(ServerOptions::tcp(key())).await
+    }
+
+    /// Waits for an event; all before it are skipped.
+    async fn until(&mut self, wanted: Event) {
+        within(async { while self.events.recv().await.expect("the server is gone") != wanted {} })
+            .await;
+    }
+}
+
+/// A TCP connection in the middle, to be cut.
+struct Proxy {
+    address: SocketAddr,
+    cuts: watch::Sender<u64>,
+    /// Connections so far.
+    connections: watch::Receiver<u64>,
+}
+
+impl Proxy {
+    async fn start(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let cuts = watch::channel(0).0;
+        let sender = cuts.clone();
+        let (count, connections) = watch::channel(0);
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                count.send_modify(|count| *count += 1);
+                let mut cut = sender.subscribe();
+                tokio::spawn(async move {
+                    let mut far = TcpStream::connect(target).await.unwrap();
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                        _ = cut.changed() => {}
+                    }
+                });
+            }
+        });
+        Self { address, cuts, connections }
+    }
+
+    /// Cuts all connections; new ones get through.
+    fn cut(&self) {
+        self.cuts.send_modify(|cuts| *cuts += 1);
+    }
+}
