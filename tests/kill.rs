@@ -1,0 +1,211 @@
+//! `kill -9` of whoever takes part in a launch, at many moments of it.
+//!
+//! The moments are spread over the time that a launch takes and a little more, so they fall before,
+//! between and after everything that it does.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::support::{eventually, often, peer, Home, Invocation, Look, Manager, Seen};
+
+/// Moments at which each is killed.
+const MOMENTS: usize = 160;
+
+fn launch(home: &Home, server: Option<&str>) -> Invocation {
+    let launch = home.ours(["launch", "manager://localhost"]);
+    match server {
+        Some(program) => launch.arg("--distant").arg(program),
+        None => launch,
+    }
+}
+
+/// The servers that are launched: ours, and one that knows nothing of lifelines.
+fn servers() -> [Option<String>; 2] {
+    [None, Some(peer().display().to_string())]
+}
+
+/// How long a whole launch takes here and now, without anything in the way.
+fn usual(home: &Home, server: Option<&str>) -> Duration {
+    launch(home, server).run().id();
+    let begun = Instant::now();
+    launch(home, server).run().id();
+    begun.elapsed()
+}
+
+/// The moments, as the time since the start of a launch.
+fn moments(usual: Duration) -> impl Iterator<Item = Duration> {
+    let count = often(MOMENTS);
+    (0..count).map(move |moment| usual.mul_f64(1.2 * moment as f64 / count as f64))
+}
+
+/// Lets that much time pass since then.
+fn until(begun: Instant, moment: Duration) {
+    while let Some(left) = moment.checked_sub(begun.elapsed()).filter(|left| !left.is_zero()) {
+        thread::park_timeout(left);
+    }
+}
+
+/// Kills each process of the home that this picks; tells whether there was one.
+fn kill(home: &Home, pick: impl Fn(&Seen) -> bool) -> bool {
+    let picked: Vec<_> = home.processes().into_iter().filter(pick).collect();
+    picked.iter().for_each(Seen::kill);
+    !picked.is_empty()
+}
+
+fn is_manager(seen: &Seen) -> bool {
+    seen.command.contains("manager listen")
+}
+
+fn is_worker(seen: &Seen) -> bool {
+    seen.command.contains("plugin-worker")
+}
+
+fn is_server(seen: &Seen) -> bool {
+    seen.command.contains("server listen")
+}
+
+/// Ends every connection of the manager, and waits until it alone is left.
+#[track_caller]
+fn assert_only_the_manager_is_left(home: &Home, manager: &Manager) {
+    let listed = home.ours(["manager", "list", "--format=json"]).run().success().stdout;
+    let last: serde_json::Value =
+        serde_json::from_str(listed.lines().last().unwrap_or_default()).unwrap();
+    for id in last.as_object().unwrap().keys().filter(|key| key.parse::<u32>().is_ok()) {
+        // It may have been dropped meanwhile, as its server is gone.
+        home.ours(["manager", "kill", id]).run();
+    }
+    manager.assert_no_offspring();
+}
+
+#[test]
+fn a_manager_that_is_killed_leaves_nothing_and_the_next_launch_works() {
+    let home = Home::new();
+    for server in servers() {
+        let server = server.as_deref();
+        let usual = usual(&home, server);
+        home.ours(["manager", "stop"]).run().success();
+        home.assert_empty();
+        let mut hits = 0;
+        for moment in moments(2 * usual) {
+            let begun = Instant::now();
+            let running = launch(&home, server).start();
+            until(begun, moment);
+            hits += usize::from(kill(&home, is_manager));
+            let finished = running.finish();
+            if finished.status.code() != Some(0) {
+                assert_eq!(finished.status.code(), Some(1), "{}", finished.told());
+                assert!(finished.stderr.starts_with("error: "), "{}", finished.told());
+            }
+            // One that was started just then, or was not there yet.
+            kill(&home, is_manager);
+            home.assert_empty();
+        }
+        assert!(hits > 0, "no manager was ever there to be killed");
+        launch(&home, server).run().id();
+        home.ours(["manager", "stop"]).run().success();
+        home.assert_empty();
+    }
+}
+
+#[test]
+fn a_worker_that_is_killed_takes_its_server_along_and_the_next_launch_works() {
+    killed_in_a_launch(is_worker, |finished| {
+        if finished.status.code() != Some(0) {
+            assert!(finished.stderr.contains("signal 9"), "{}", finished.told());
+        }
+    });
+}
+
+#[test]
+fn a_server_that_is_killed_leaves_no_worker_and_the_next_launch_works() {
+    killed_in_a_launch(is_server, |finished| {
+        if finished.status.code() != Some(0) {
+            assert!(finished.stderr.starts_with("error: "), "{}", finished.told());
+        }
+    });
+}
+
+fn killed_in_a_launch(victim: fn(&Seen) -> bool, check: fn(&crate::support::Finished)) {
+    let home = Home::new();
+    let manager = Manager::start(&home);
+    for server in servers() {
+        let server = server.as_deref();
+        let usual = usual(&home, server);
+        let mut hits = 0;
+        assert_only_the_manager_is_left(&home, &manager);
+        for moment in moments(usual) {
+            let begun = Instant::now();
+            let running = launch(&home, server).start();
+            until(begun, moment);
+            hits += usize::from(kill(&home, victim));
+            check(&running.finish());
+            assert_only_the_manager_is_left(&home, &manager);
+        }
+        // And once more when it is there for certain.
+        launch(&home, server).run().id();
+        hits += usize::from(kill(&home, victim));
+        eventually("the end of all that the launch started", || {
+            manager.offspring().is_empty().then_some(())
+        });
+        assert!(hits > 1, "there was hardly ever one to be killed");
+        launch(&home, server).run().id();
+        assert_only_the_manager_is_left(&home, &manager);
+    }
+}
+
+#[test]
+fn a_command_line_that_is_killed_leaves_nothing_and_the_next_launch_works() {
+    let home = Home::new();
+    let manager = Manager::start(&home);
+    for server in servers() {
+        let server = server.as_deref();
+        let usual = usual(&home, server);
+        assert_only_the_manager_is_left(&home, &manager);
+        let mut unfinished = 0;
+        for moment in moments(usual) {
+            let begun = Instant::now();
+            let running = launch(&home, server).start();
+            until(begun, moment);
+            running.signal(crate::support::Signal::KILL);
+            let finished = running.finish();
+            if finished.stdout.is_empty() {
+                unfinished += 1;
+            }
+            assert_only_the_manager_is_left(&home, &manager);
+        }
+        assert!(unfinished > 0, "it was never killed before it had finished");
+        launch(&home, server).run().id();
+        assert_only_the_manager_is_left(&home, &manager);
+    }
+}
+
+#[test]
+fn a_command_line_that_is_killed_while_the_server_starts_leaves_nothing_at_once() {
+    let home = Home::new();
+    let manager = Manager::start(&home);
+    let mute = home.script("mute", "#!/bin/sh\nexec sleep 1000\n").display().to_string();
+    let running = launch(&home, Some(&mute)).start();
+    eventually("the server", || {
+        manager.offspring().iter().any(|seen| seen.command == "sleep 1000").then_some(())
+    });
+    running.signal(crate::support::Signal::KILL);
+    let killed = Instant::now();
+    manager.assert_no_offspring();
+    assert!(killed.elapsed() < Duration::from_secs(2), "{:?}", killed.elapsed());
+    drop(running);
+}
+
+#[test]
+fn a_manager_that_is_killed_with_a_launch_pending_leaves_no_server_that_never_spoke() {
+    let home = Home::new();
+    let manager = Manager::start(&home);
+    let mute = home.script("mute", "#!/bin/sh\nexec sleep 1000\n").display().to_string();
+    let running = launch(&home, Some(&mute)).start();
+    eventually("the server", || {
+        manager.offspring().iter().any(|seen| seen.command == "sleep 1000").then_some(())
+    });
+    manager.kill();
+    let finished = running.finish().code(1);
+    assert!(finished.stderr.starts_with("error: "), "{}", finished.told());
+    assert!(Look::marked(home.mark()).is_empty());
+}
