@@ -12,12 +12,15 @@
 use core::ffi::c_void;
 use core::mem::{offset_of, size_of};
 
+use abi_stable::abi_stability::abi_checking::{check_layout_compatibility, AbiInstability};
 use abi_stable::library::{
-    CheckTypeLayout, LibHeader, LibraryError, RootModule, RootModuleError, RootModuleResult,
+    AbiHeader, CheckTypeLayout, LibHeader, LibraryError, RootModule, RootModuleError,
+    RootModuleResult,
 };
 use abi_stable::marker_type::ErasedPrefix;
 use abi_stable::prefix_type::{PrefixRef, PrefixRefTrait, PrefixTypeTrait};
 use abi_stable::sabi_types::VersionStrings;
+use abi_stable::type_layout::TLFieldOrFunction;
 use abi_stable::StableAbi;
 
 use crate::message::{LogLevel, MESSAGE_MAX};
@@ -424,28 +427,54 @@ pub fn root(table: TableFunction) -> RootResult {
 pub struct RootSymbol(abi_stable::library::AbiHeaderRef);
 
 impl RootSymbol {
-    /// Compares the layout of the library's tables with this build's.
+    /// Compares the layout of the library's tables with this build's, without calling anything.
+    ///
+    /// The version of this crate makes no difference, although `abi_stable` would have it so: the
+    /// messages and the Rust side of the API change more often than the tables.
     ///
     /// # Errors
     ///
     /// What differs, in one line.
     pub fn check(self) -> Result<(), String> {
-        let module = self.0.upgrade().and_then(|header| header.init_root_module::<RootRef>());
-        module.map(drop).map_err(|error| one_line(&error))
+        let header = self.0.upgrade().map_err(|error| match error {
+            // Its own text prints the magic string as 32 decimal numbers.
+            LibraryError::InvalidAbiHeader(AbiHeader { abi_major, abi_minor, .. }) => {
+                format!("it was built with another abi_stable, {abi_major}.{abi_minor}")
+            }
+            error => first_error(&error.to_string()),
+        })?;
+        let layout = header.layout().ok_or("it does not say how its tables are laid out")?;
+        let Err(mut found) = check_layout_compatibility(RootRef::LAYOUT, layout) else {
+            return Ok(());
+        };
+        for error in &mut found.errors {
+            error.errs.retain(|it| !matches!(it, AbiInstability::PackageVersion(_)));
+        }
+        found.errors.retain(|error| !error.errs.is_empty());
+        let Some(first) = found.errors.first() else { return Ok(()) };
+        let mut path = first.stack_trace.iter().filter_map(|step| match step.expected {
+            TLFieldOrFunction::Field(field) => Some(field.name()),
+            TLFieldOrFunction::Function(_) => None,
+        });
+        // Parameters, results and what pointers lead to have names that say nothing.
+        let named =
+            |name: &&str| name.starts_with(char::is_alphabetic) && !name.starts_with("param_");
+        let member = path.rfind(named);
+        let place = member.map(|name| format!("in `{name}`: ")).unwrap_or_default();
+        Err(place + &first_error(&found.to_string()))
     }
 }
 
-/// Takes the first `Error:` block out of a report of `abi_stable`, which may have 100 kB.
-fn one_line(error: &LibraryError) -> String {
-    if let LibraryError::InvalidAbiHeader(header) = error {
-        // Its own text prints the magic string as 32 decimal numbers.
-        let (major, minor) = (header.abi_major, header.abi_minor);
-        return format!("it was built with abi_stable {major}.{minor}, another version");
-    }
-    let text = error.to_string();
-    let block = text.split_once("Error:").map_or(text.as_str(), |(_, block)| block);
+/// Takes the first `Error:` block out of a report of `abi_stable`, which may have 100 kB, and makes
+/// one line of it.
+fn first_error(report: &str) -> String {
+    let block = report.split_once("Error:").map_or(report, |(_, block)| block);
     let lines = block.lines().map(str::trim).skip_while(|line| line.is_empty());
-    let words: Vec<_> =
-        lines.take_while(|line| !line.is_empty()).flat_map(str::split_whitespace).collect();
-    words.join(" ").chars().take(300).collect()
+    let words = lines.take_while(|line| !line.is_empty()).flat_map(str::split_whitespace);
+    let line = words.collect::<Vec<_>>().join(" ");
+    let line = line.replace(" Expected: ", ", expected ").replace(" Found: ", ", found ");
+    line.chars().take(300).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,8 @@
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::event::{poll, PollFd, PollFlags};
+
 use crate::message::{
     Ask, AskKind, Challenge, ErrorKind, HostMessage, LaunchError, LogLevel, Notice, Offer,
     PluginMessage, Progress, Stage, VerdictKind, Verification,
@@ -159,9 +161,122 @@ impl Caller {
     pub fn cancel_fd(&self) -> BorrowedFd<'_> {
         self.channel.cancel_fd()
     }
+
+    /// Waits until the launch is cancelled: for a plugin that holds something which needs nothing
+    /// done, such as a child process.
+    pub fn wait_for_cancel(&self) {
+        let descriptor = self.cancel_fd();
+        while !self.is_cancelled() {
+            // An error is an interruption by a signal.
+            let _ = poll(&mut [PollFd::new(&descriptor, PollFlags::IN)], None);
+        }
+    }
 }
 
 fn unexpected(what: &str) -> LaunchError {
     let message = format!("the host answered {what} with something else");
     LaunchError::new(ErrorKind::Plugin, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+    use crate::message::{Answer, Question, Verdict, Via};
+    use crate::secret::SessionKey;
+
+    /// A host that answers everything with one message.
+    struct Answering {
+        reply: Option<HostMessage>,
+        nothing: std::fs::File,
+    }
+
+    impl Channel for Answering {
+        fn send(&self, _: &PluginMessage) -> Result<Option<HostMessage>, LaunchError> {
+            Ok(self.reply.clone())
+        }
+
+        fn is_cancelled(&self) -> bool {
+            true
+        }
+
+        fn cancel_fd(&self) -> BorrowedFd<'_> {
+            self.nothing.as_fd()
+        }
+    }
+
+    fn caller(reply: Option<HostMessage>) -> Caller {
+        let nothing = std::fs::File::open("/dev/null").unwrap();
+        Caller::new(Answering { reply, nothing })
+    }
+
+    fn answer(id: u64, answers: Option<&[&str]>, valid: Option<bool>) -> Option<HostMessage> {
+        let answers = answers.map(|texts| texts.iter().map(|text| Secret::new(*text)).collect());
+        Some(HostMessage::Answer(Answer { id, answers, valid, cancelled: false }))
+    }
+
+    #[test]
+    fn a_challenge_has_as_many_answers_as_questions_or_none() {
+        let check = |reply: Option<HostMessage>, expected: &str| {
+            let question = Question { text: "Password: ".into(), ..Question::default() };
+            let challenge = Challenge { questions: vec![question], ..Challenge::default() };
+            let shown = match caller(reply).ask(challenge) {
+                Ok(answers) => answers.iter().map(Secret::expose).collect::<Vec<_>>().join(","),
+                Err(error) => error.one_line().into_owned(),
+            };
+            assert_eq!(shown, expected);
+        };
+        let unanswered = "a question was left unanswered: Password:";
+        check(answer(1, Some(&["mellon"]), None), "mellon");
+        check(answer(1, Some(&["mellon", "friend"]), None), unanswered);
+        check(answer(1, None, Some(true)), unanswered);
+        let cancelled = Answer { id: 1, answers: None, valid: None, cancelled: true };
+        check(Some(HostMessage::Answer(cancelled)), unanswered);
+        let unexpected = "the host answered a question with something else";
+        check(answer(7, Some(&["mellon"]), None), unexpected);
+        check(None, unexpected);
+        check(Some(HostMessage::Cancel), unexpected);
+    }
+
+    #[test]
+    fn only_a_clear_yes_is_one() {
+        let verify = |reply| {
+            let question = Verification { kind: "host".into(), text: "trust?".into() };
+            caller(reply).verify(question).map_err(|error| error.kind)
+        };
+        assert_eq!(verify(answer(1, None, Some(true))), Ok(true));
+        assert_eq!(verify(answer(1, None, Some(false))), Ok(false));
+        assert_eq!(verify(answer(1, Some(&["yes"]), None)), Ok(false));
+        let both = Answer { id: 1, answers: None, valid: Some(true), cancelled: true };
+        assert_eq!(verify(Some(HostMessage::Answer(both))), Ok(false));
+        assert_eq!(verify(answer(2, None, Some(true))), Err(ErrorKind::Plugin));
+    }
+
+    #[test]
+    fn a_verdict_belongs_to_its_offer() {
+        let verdict = |id| {
+            let offer = Offer {
+                id: 5,
+                host: "::1".into(),
+                port: 1,
+                key: SessionKey::new([0; 32]),
+                pid: None,
+                proof: false,
+                via: Via::Direct,
+            };
+            let reply = HostMessage::Verdict(Verdict { id, result: VerdictKind::Slow });
+            caller(Some(reply)).offer(&offer).map_err(|error| error.kind)
+        };
+        assert_eq!(verdict(5), Ok(VerdictKind::Slow));
+        assert_eq!(verdict(6), Err(ErrorKind::Plugin));
+    }
+
+    #[test]
+    fn a_cancelled_launch_waits_for_nothing() {
+        let caller = caller(None);
+        caller.wait_for_cancel();
+        assert_eq!(caller.check().map_err(|error| error.kind), Err(ErrorKind::Cancelled));
+        assert_ne!(caller.next_id(), caller.next_id());
+    }
 }

@@ -27,7 +27,10 @@ impl ConnectLine {
     /// Prints the line without its end. It shows the key, as its only purpose is to.
     pub fn expose(&self) -> Secret {
         let key = self.key.expose_hex();
-        Secret::new(format!("distant://:{}@{}", key.expose(), self.address))
+        // Without the scope of a link-local address: it counts on this machine only, and no
+        // reader knows the `%`.
+        let address = SocketAddr::new(self.address.ip(), self.address.port());
+        Secret::new(format!("distant://:{}@{address}", key.expose()))
     }
 
     /// Reads a complete line, white space around it cut off; `None` if it says anything else.
@@ -56,6 +59,8 @@ pub fn parse_detached_line(line: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddrV6;
+
     use super::*;
 
     fn check(line: &str, expected: Option<&str>) {
@@ -80,7 +85,11 @@ mod tests {
     fn what_is_printed_is_read_back() {
         let key = "00ff".repeat(16).parse().unwrap();
         let line = ConnectLine { key, address: "[::1]:36027".parse().unwrap() };
-        assert_eq!(ConnectLine::parse(line.expose().expose()), Some(line));
+        assert_eq!(ConnectLine::parse(line.expose().expose()), Some(line.clone()));
+        let scoped = SocketAddrV6::new("fe80::1".parse().unwrap(), 36027, 0, 2);
+        let line = ConnectLine { address: scoped.into(), ..line };
+        let read = ConnectLine::parse(line.expose().expose()).unwrap();
+        assert_eq!(read.address.to_string(), "[fe80::1]:36027");
         assert_eq!(parse_detached_line(&detached_line(42)), Some(42));
     }
 }

@@ -70,7 +70,7 @@ macro_rules! export_plugin {
             }
 
             // `abi::ROOT_SYMBOL`, which an attribute cannot name.
-            #[unsafe(export_name = "_as_0lib__header_0root_1module_1loader")]
+            #[unsafe(export_name = "_1as_0lib_1header_0root_bmodule_bloader")]
             static HEADER: $crate::abi::Header = $crate::abi::header(root);
         };
     };
@@ -213,3 +213,6 @@ impl Channel for Arc<Host> {
         self.cancel_fd
     }
 }
+
+#[cfg(test)]
+mod tests;

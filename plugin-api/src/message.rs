@@ -5,6 +5,26 @@
 //! executable plugin; there they are lines of at most [`MESSAGE_MAX`] bytes. Members that a
 //! receiver does not know are ignored and kinds that it does not know become `Other`, so that
 //! either side may be newer.
+//!
+//! # An executable plugin
+//!
+//! A program named `distant-plugin-NAME` is its own worker: it writes [`PluginMessage`]s to its
+//! standard output and reads [`HostMessage`]s from its standard input, one object a line. Standard
+//! error is for whatever else it has to say. One launch, `>` being what it writes:
+//!
+//! ```text
+//! > {"type":"hello","protocol":[1,1],"manifest":{"name":"mine","schemes":["mine"]}}
+//! < {"type":"hello","protocol":1,"log_level":"info"}
+//! < {"type":"launch","destination":"mine://box","options":{},"server":{"args":[],"bind":"ssh"},…}
+//! > {"type":"progress","stage":"start"}
+//! > {"type":"offer","id":1,"host":"10.0.0.7","port":8080,"key":"64 hexadecimal digits"}
+//! < {"type":"verdict","id":1,"verdict":"connected"}
+//! > {"type":"done"}
+//! ```
+//!
+//! Instead of the launch its input may end: the host only wanted to know what it is, and it ends
+//! too. The same end, or `cancel`, during a launch means that nobody wants it any more; what must
+//! not be left behind has to go then. A launch that fails ends with `error` in place of `done`.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,0 +1,479 @@
+//! Starting a server over anything that can run a command.
+//!
+//! A plugin brings a [`Remote`]; [`launch`] does the rest of a launch: one command that finds and
+//! starts `distant` and stays until it hears what became of it, the offer of what it said, a tunnel
+//! where the server's port cannot be reached, and the server's end if nothing works. The command
+//! kills the server when its connection ends, so a plugin that dies leaves nothing behind either.
+
+mod offer;
+mod script;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+use crate::connect_line::{ConnectLine, PROOF_LINE};
+use crate::message::{
+    BindServer, ErrorKind, LaunchError, LaunchRequest, LogLevel, ServerCommand, Stage,
+};
+use crate::Caller;
+
+/// Another machine, or another place on this one, that runs commands for us.
+pub trait Remote: Sync {
+    /// Runs one command by the login shell there, in a process group of its own, without a
+    /// terminal.
+    ///
+    /// # Errors
+    ///
+    /// The command could not be run at all.
+    fn exec(&self, command: &str) -> Result<Running, LaunchError>;
+
+    /// The address that is really used, which a server there is likely to be reached at; `None`
+    /// where there is none, as behind a proxy.
+    fn peer(&self) -> Option<SocketAddr>;
+
+    /// Listens on this machine, and brings every connection to an address as seen from there, for
+    /// as long as `self` lives.
+    ///
+    /// # Errors
+    ///
+    /// It cannot: the default.
+    fn forward(&self, to: SocketAddr) -> Result<SocketAddr, LaunchError> {
+        let message = format!("there is no way to bring a connection to `{to}`");
+        Err(LaunchError::new(ErrorKind::PortUnreachable, message))
+    }
+}
+
+/// A command that [`Remote::exec`] has started. Dropping it ends the command's input.
+pub struct Running {
+    /// The command's standard input.
+    pub stdin: OwnedFd,
+    /// What it prints; its end is the end of the command or of the connection.
+    pub stdout: OwnedFd,
+    /// What it complains of. It is always read, so that nothing there waits for it.
+    pub stderr: OwnedFd,
+    /// Tells how it ended, once it has: `status 127`, `signal TERM`.
+    pub ending: Box<dyn Fn() -> Option<String> + Send + Sync>,
+}
+
+/// Which way the host shall connect to the server.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Tunnel {
+    /// Directly, and through [`Remote::forward`] where that does not work.
+    #[default]
+    Auto,
+    /// Directly or not at all.
+    Never,
+    /// Through [`Remote::forward`] alone.
+    Always,
+}
+
+/// Longest time from the command's start to the connect line.
+pub const START_LIMIT: Duration = Duration::from_secs(15);
+
+/// How long a server that has said its connect line may take to say the rest.
+const PROOF_LIMIT: Duration = Duration::from_secs(1);
+/// How long a killed server may take until the launch ends without waiting for the news of it.
+const KILL_LIMIT: Duration = Duration::from_secs(3);
+/// How long the command may take to end after `keep`.
+const KEEP_LIMIT: Duration = Duration::from_secs(2);
+/// Longest line that is kept, and most bytes read before the connect line.
+const LINE_MAX: usize = 64 * 1024;
+const LINE_END: [char; 2] = ['\r', '\n'];
+const OUTPUT_MAX: usize = 4 * 1024 * 1024;
+/// Lines of the last words that an error shows, and their length.
+const WORDS: usize = 6;
+const WORD_MAX: usize = 400;
+
+/// Starts a server over `remote`, offers it to the host, and returns when nothing is held any more.
+///
+/// # Errors
+///
+/// * `server_not_found`: no program there; the causes say where it was looked for.
+/// * `server_not_started`: its last words are the causes.
+/// * `timed_out`: nothing came for [`START_LIMIT`].
+/// * `port_unreachable`: the host could connect in no way.
+/// * `cancelled`: nobody wants it any more.
+///
+/// The server, if one was started, is killed in each of these cases.
+pub fn launch(
+    remote: &dyn Remote,
+    request: &LaunchRequest,
+    tunnel: Tunnel,
+    caller: &Caller,
+) -> Result<(), LaunchError> {
+    caller.stage(Stage::Start)?;
+    let mut server = Server::start(remote, request, caller)?;
+    let outcome = offer::offer(remote, request, tunnel, caller, &mut server);
+    match &outcome {
+        Ok(()) => server.keep(),
+        Err(_) => server.kill(),
+    }
+    outcome
+}
+
+/// A server that was started and waits for the word.
+struct Server {
+    line: ConnectLine,
+    pid: Option<u32>,
+    proof: bool,
+    watch: Watch,
+    stdin: Option<File>,
+}
+
+impl Server {
+    fn start(
+        remote: &dyn Remote,
+        request: &LaunchRequest,
+        caller: &Caller,
+    ) -> Result<Self, LaunchError> {
+        let marker = format!("distant-{:032x}", rand::random::<u128>());
+        let command = script::command(&request.server, &marker)?;
+        let running = remote.exec(&command)?;
+        let mut watch = Watch::new(running.stdout, running.stderr, marker, running.ending);
+        let mut server = Found::default();
+        if let Err(error) = server.listen(request, &mut watch, caller) {
+            drop(running.stdin);
+            watch.until_end(KILL_LIMIT);
+            return Err(error);
+        }
+        let place = request.destination.host.as_str();
+        if server.unbound && request.server.bind == BindServer::Ssh {
+            let text = format!(
+                "`{place}` does not say which address ssh came to, so the server listens on all"
+            );
+            caller.notice(LogLevel::Warn, text)?;
+        }
+        let line = server.line.ok_or_else(LaunchError::cancelled)?;
+        watch.total = 0;
+        Ok(Self {
+            line,
+            pid: server.daemon.or(server.process),
+            proof: server.proof,
+            watch,
+            stdin: Some(File::from(running.stdin)),
+        })
+    }
+
+    /// Lets the server live without us, and waits a little until the command knows.
+    fn keep(&mut self) {
+        if let Some(mut stdin) = self.stdin.take() {
+            // If this fails, the connection is gone and the server with it.
+            let _ = stdin.write_all(script::KEEP.as_bytes());
+            self.watch.until_end(KEEP_LIMIT);
+        }
+    }
+
+    /// Ends the server, and waits until the command says so.
+    fn kill(&mut self) {
+        drop(self.stdin.take());
+        self.watch.until_end(KILL_LIMIT);
+    }
+}
+
+/// What the script has said so far.
+#[derive(Default)]
+struct Found {
+    begun: bool,
+    missing: bool,
+    closed: bool,
+    unbound: bool,
+    proof: bool,
+    tried: Vec<String>,
+    not_executable: Vec<String>,
+    process: Option<u32>,
+    daemon: Option<u32>,
+    exit: Option<String>,
+    line: Option<ConnectLine>,
+    words: Vec<String>,
+}
+
+impl Found {
+    /// Reads until the server has said its connect line, and all that comes with it.
+    fn listen(
+        &mut self,
+        request: &LaunchRequest,
+        watch: &mut Watch,
+        caller: &Caller,
+    ) -> Result<(), LaunchError> {
+        let mut deadline = Instant::now() + START_LIMIT;
+        let place = request.destination.host.as_str();
+        loop {
+            while let Some(line) = watch.next_line() {
+                self.take(&line);
+            }
+            if self.line.is_some() {
+                if self.proof || self.closed {
+                    return Ok(());
+                }
+                deadline = deadline.min(Instant::now() + PROOF_LIMIT);
+            } else if self.missing || self.closed {
+                return Err(self.failure(place, &request.server, watch));
+            } else if watch.total > OUTPUT_MAX {
+                return Err(self.flood(place, watch));
+            }
+            match watch.wait(Some(deadline), Some(caller))? {
+                Woken::Data => {}
+                Woken::Deadline if self.line.is_some() => return Ok(()),
+                Woken::Deadline => return Err(self.silence(place, watch)),
+                Woken::End => return Err(self.failure(place, &request.server, watch)),
+            }
+        }
+    }
+
+    fn take(&mut self, line: &str) {
+        let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
+        match verb {
+            "begin" => self.begun = true,
+            "missing" => self.missing = true,
+            "closed" => self.closed = true,
+            "unbound" => self.unbound = true,
+            "tried" if !rest.is_empty() => self.tried.push(rest.to_owned()),
+            "noexec" => self.not_executable.push(rest.to_owned()),
+            "pid" => self.process = rest.parse().ok(),
+            "server" => self.daemon = rest.parse().ok(),
+            "exit" => self.exit = Some(rest.to_owned()),
+            "half" => remember(&mut self.words, rest),
+            "say" if rest.trim() == PROOF_LINE => self.proof = true,
+            "say" => match ConnectLine::parse(rest) {
+                Some(line) => {
+                    self.line.get_or_insert(line);
+                }
+                None => remember(&mut self.words, rest),
+            },
+            _ => {}
+        }
+    }
+
+    /// Says why there is no server, when the command has come to its end.
+    fn failure(&self, place: &str, server: &ServerCommand, watch: &Watch) -> LaunchError {
+        if let Some(file) = self.not_executable.first().filter(|_| self.missing) {
+            let message = format!("`{file}` on `{place}` is not executable");
+            return LaunchError::new(ErrorKind::ServerNotFound, message)
+                .with_hint(format!("`chmod +x {file}` there, or name another with `--distant`"));
+        }
+        if self.missing {
+            let name = server.program.as_deref().unwrap_or("distant");
+            let message = format!("there is no `{name}` on `{place}`");
+            let error = LaunchError::new(ErrorKind::ServerNotFound, message);
+            let tried = self.tried.iter().map(|tried| format!("not in {tried}"));
+            return tried
+                .fold(error, LaunchError::caused_by)
+                .with_hint("install distant there, or name it with `--distant <PATH>`");
+        }
+        let (words, hint) = if self.begun {
+            let hint = "see what `distant server listen` says there, and check `--distant-args`";
+            (&self.words, hint)
+        } else if watch.noise.iter().any(|line| line.contains("is not recognized")) {
+            (&watch.noise, "this looks like Windows, which is not supported yet; use Unix or WSL")
+        } else {
+            (&watch.noise, "commands have to be allowed there: try `ssh HOST true`")
+        };
+        let message = match self.begun {
+            true => format!("no server started on `{place}`"),
+            false => format!("`{place}` did not run the command that starts a server"),
+        };
+        let mut error = LaunchError::new(ErrorKind::ServerNotStarted, message).with_hint(hint);
+        let status = self.exit.as_ref().filter(|status| *status != "0");
+        let ending = status.map(|status| format!("status {status}"));
+        let ended = || if self.begun { None } else { (watch.ending)() };
+        match ending.or_else(ended) {
+            Some(ending) => error = error.caused_by(format!("the command ended with {ending}")),
+            None if self.begun && !self.closed => {
+                error = error.caused_by("the connection ended while the server was starting");
+            }
+            None => {}
+        }
+        words.iter().cloned().fold(error, LaunchError::caused_by)
+    }
+
+    fn silence(&self, place: &str, watch: &Watch) -> LaunchError {
+        let seconds = START_LIMIT.as_secs();
+        let (message, words, hint) = if self.begun {
+            let message = format!("the server on `{place}` was not ready within {seconds} s");
+            (message, &self.words, "see what `distant server listen` says there")
+        } else {
+            let message = format!("`{place}` did not run a command within {seconds} s");
+            let hint = "a start-up file of the login shell may wait, or replace the shell \
+                        (`exec`): try `ssh HOST true`";
+            (message, &watch.noise, hint)
+        };
+        let error = LaunchError::new(ErrorKind::TimedOut, message).with_hint(hint);
+        words.iter().cloned().fold(error, LaunchError::caused_by)
+    }
+
+    fn flood(&self, place: &str, watch: &Watch) -> LaunchError {
+        let message = format!("`{place}` prints without an end, and no server");
+        let error = LaunchError::new(ErrorKind::ServerNotStarted, message);
+        let words = if self.begun { &self.words } else { &watch.noise };
+        words.iter().cloned().fold(error, LaunchError::caused_by)
+    }
+}
+
+/// Keeps a line as one of the last words, without anything that may be a key.
+fn remember(words: &mut Vec<String>, line: &str) {
+    let line: String = line.trim().chars().filter(|c| !c.is_control()).take(WORD_MAX).collect();
+    if line.is_empty() {
+        return;
+    }
+    let is_key = |word: &str| word.bytes().filter(u8::is_ascii_hexdigit).count() >= 16;
+    let shown: Vec<_> = line
+        .split(' ')
+        .map(|word| if word.contains("distant://") && is_key(word) { "[redacted]" } else { word })
+        .collect();
+    words.push(shown.join(" "));
+    if words.len() > WORDS {
+        words.remove(0);
+    }
+}
+
+/// Reads both outputs of a command, and tells the script's lines from noise.
+struct Watch {
+    stdout: Option<File>,
+    stderr: Option<File>,
+    marker: String,
+    ending: Box<dyn Fn() -> Option<String> + Send + Sync>,
+    pending: Vec<u8>,
+    errors: Vec<u8>,
+    noise: Vec<String>,
+    total: usize,
+}
+
+/// Why [`Watch::wait`] returned.
+enum Woken {
+    Data,
+    Deadline,
+    End,
+}
+
+impl Watch {
+    fn new(
+        stdout: OwnedFd,
+        stderr: OwnedFd,
+        marker: String,
+        ending: Box<dyn Fn() -> Option<String> + Send + Sync>,
+    ) -> Self {
+        Self {
+            stdout: Some(stdout.into()),
+            stderr: Some(stderr.into()),
+            marker,
+            ending,
+            pending: Vec::new(),
+            errors: Vec::new(),
+            noise: Vec::new(),
+            total: 0,
+        }
+    }
+
+    /// The next complete line of the script, without its marker.
+    fn next_line(&mut self) -> Option<String> {
+        while let Some(line) = take_line(&mut self.pending) {
+            let own = line.strip_prefix(&self.marker).and_then(|rest| rest.strip_prefix(' '));
+            match own {
+                Some(own) => return Some(own.trim_end_matches(LINE_END).to_owned()),
+                None => remember(&mut self.noise, &line),
+            }
+        }
+        None
+    }
+
+    /// Waits for output, the end of it, a deadline or a cancel, and reads what there is.
+    fn wait(
+        &mut self,
+        deadline: Option<Instant>,
+        caller: Option<&Caller>,
+    ) -> Result<Woken, LaunchError> {
+        loop {
+            let Some(stdout) = &self.stdout else { return Ok(Woken::End) };
+            let left = deadline.map(|it| it.saturating_duration_since(Instant::now()));
+            let mut fds = vec![PollFd::new(stdout, PollFlags::IN)];
+            if let Some(stderr) = &self.stderr {
+                fds.push(PollFd::new(stderr, PollFlags::IN));
+            }
+            let cancel = caller.map(Caller::cancel_fd);
+            if let Some(cancel) = &cancel {
+                fds.push(PollFd::new(cancel, PollFlags::IN));
+            }
+            let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+            match rustix::event::poll(&mut fds, timeout.as_ref()) {
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => {
+                    let message = "the command's output cannot be read";
+                    return Err(LaunchError::new(ErrorKind::Other, message).because(&error));
+                }
+                Ok(0) => return Ok(Woken::Deadline),
+                Ok(_) => {}
+            }
+            let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+            drop(fds);
+            if let Some(caller) = caller {
+                caller.check()?;
+            }
+            if self.stderr.is_some() && ready[1] {
+                let count = read_some(&mut self.stderr, &mut self.errors);
+                self.total += count;
+                while let Some(line) = take_line(&mut self.errors) {
+                    remember(&mut self.noise, &line);
+                }
+            }
+            if ready[0] {
+                let count = read_some(&mut self.stdout, &mut self.pending);
+                self.total += count;
+                return Ok(if count == 0 { Woken::End } else { Woken::Data });
+            }
+            if self.total > OUTPUT_MAX {
+                return Ok(Woken::Data);
+            }
+        }
+    }
+
+    /// Reads until the command ends, at most for this long.
+    fn until_end(&mut self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        while Instant::now() < deadline
+            && matches!(self.wait(Some(deadline), None), Ok(Woken::Data))
+        {
+            self.pending.clear();
+            self.total = 0;
+        }
+    }
+
+    /// Waits until the command ends by itself; a cancel is the error.
+    fn hold(&mut self, caller: &Caller) -> Result<(), LaunchError> {
+        while matches!(self.wait(None, Some(caller))?, Woken::Data) {
+            self.pending.clear();
+            self.total = 0;
+        }
+        Ok(())
+    }
+}
+
+/// Reads once, and closes the file at its end.
+fn read_some(file: &mut Option<File>, into: &mut Vec<u8>) -> usize {
+    let mut buffer = [0; 16 * 1024];
+    let count = file.as_mut().map_or(0, |file| file.read(&mut buffer).unwrap_or(0));
+    if count == 0 {
+        *file = None;
+    }
+    into.extend_from_slice(&buffer[..count]);
+    count
+}
+
+/// Takes a complete line out, or the middle of one that is too long to be of interest.
+fn take_line(pending: &mut Vec<u8>) -> Option<String> {
+    let end = match pending.iter().position(|byte| *byte == b'\n') {
+        Some(end) => end + 1,
+        None if pending.len() > LINE_MAX => pending.len(),
+        None => return None,
+    };
+    let line: Vec<u8> = pending.drain(..end).collect();
+    Some(String::from_utf8_lossy(&line).into_owned())
+}
+
+#[cfg(test)]
+#[path = "bootstrap/tests.rs"]
+mod tests;

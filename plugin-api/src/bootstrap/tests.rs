@@ -1,0 +1,304 @@
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use super::*;
+use crate::destination::Destination;
+use crate::message::{HostMessage, PluginMessage, Verdict, VerdictKind};
+use crate::options::Options;
+use crate::Channel;
+
+/// A login shell on this machine, in a home of its own.
+struct Shell {
+    program: &'static str,
+    home: tempfile::TempDir,
+    peer: Option<SocketAddr>,
+}
+
+impl Shell {
+    fn new(program: &'static str) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        Self { program, home, peer: Some("127.0.0.1:22".parse().unwrap()) }
+    }
+
+    fn file(&self, name: &str, text: &str, mode: u32) -> PathBuf {
+        let path = self.home.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path
+    }
+
+    /// A `distant` that daemonises like a real one, listens with netcat's twin in the shell, and
+    /// writes its arguments and its pid into files.
+    fn server(&self, name: &str, port: u16) -> PathBuf {
+        let key = "0f".repeat(32);
+        let home = self.home.path().display();
+        let script = format!(
+            "#!/bin/sh\nfor a in \"$@\"; do printf '%s\\n' \"<$a>\"; done > {home}/args\n\
+             echo $DISTANT_LAUNCH > {home}/launch\n\
+             setsid sh -c 'echo $$ > {home}/pid; echo \"[distant server detached, pid = $$]\"; \
+             printf \"\\r\\ndistant://:{key}@127.0.0.1:{port}\\n\\r\\n\"; \
+             exec sleep 1000 >/dev/null 2>&1' &\nexit 0\n"
+        );
+        self.file(name, &script, 0o755)
+    }
+
+    fn server_is_running(&self) -> bool {
+        let Ok(pid) = fs::read_to_string(self.home.path().join("pid")) else { return false };
+        let stat = fs::read_to_string(Path::new("/proc").join(pid.trim()).join("stat"));
+        // What init has not reaped yet does not run any more.
+        stat.is_ok_and(|stat| !stat.contains(") Z "))
+    }
+
+    fn end_server(&self) {
+        let pid = fs::read_to_string(self.home.path().join("pid")).unwrap();
+        let pid = rustix::process::Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+}
+
+impl Remote for Shell {
+    fn exec(&self, command: &str) -> Result<Running, LaunchError> {
+        let mut child = Command::new(self.program)
+            .args(["-c", command])
+            .env_clear()
+            .env("HOME", self.home.path())
+            .env("SHELL", self.program)
+            .env("PATH", "/usr/bin:/bin")
+            .env("SSH_CONNECTION", "127.0.0.1 1 127.0.0.1 22")
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let stderr = child.stderr.take().unwrap();
+        let child = Mutex::new(child);
+        Ok(Running {
+            stdin: stdin.into(),
+            stdout: stdout.into(),
+            stderr: stderr.into(),
+            ending: Box::new(move || Some(child.lock().unwrap().try_wait().ok()??.to_string())),
+        })
+    }
+
+    fn peer(&self) -> Option<SocketAddr> {
+        self.peer
+    }
+
+    fn forward(&self, to: SocketAddr) -> Result<SocketAddr, LaunchError> {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            let _near = listener.accept().unwrap();
+            let _far = TcpStream::connect(to);
+        });
+        Ok(near)
+    }
+}
+
+/// A host that gives each offer the next of some verdicts, and remembers what it was told.
+struct Host {
+    told: Arc<Mutex<Vec<PluginMessage>>>,
+    verdicts: Mutex<Vec<VerdictKind>>,
+    cancel: (OwnedFd, Mutex<Option<OwnedFd>>),
+}
+
+type Told = Arc<Mutex<Vec<PluginMessage>>>;
+
+fn host(mut verdicts: Vec<VerdictKind>, cancelled: bool) -> (Caller, Told) {
+    verdicts.reverse();
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    let told = Told::default();
+    let write = Mutex::new(Some(write).filter(|_| !cancelled));
+    let host = Host { told: told.clone(), verdicts: Mutex::new(verdicts), cancel: (read, write) };
+    (Caller::new(host), told)
+}
+
+impl Channel for Host {
+    fn send(&self, message: &PluginMessage) -> Result<Option<HostMessage>, LaunchError> {
+        self.told.lock().unwrap().push(message.clone());
+        if matches!(message, PluginMessage::Notice(_)) {
+            self.cancel.1.lock().unwrap().take();
+        }
+        let PluginMessage::Offer(offer) = message else { return Ok(None) };
+        let result = self.verdicts.lock().unwrap().pop().unwrap();
+        Ok(Some(HostMessage::Verdict(Verdict { id: offer.id, result })))
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancel.1.lock().unwrap().is_none()
+    }
+
+    fn cancel_fd(&self) -> BorrowedFd<'_> {
+        self.cancel.0.as_fd()
+    }
+}
+
+fn connected() -> VerdictKind {
+    VerdictKind::Connected { by: None }
+}
+
+fn unreachable() -> VerdictKind {
+    VerdictKind::Unreachable { reason: "connection refused".into() }
+}
+
+fn request(program: Option<&Path>, args: &[&str]) -> LaunchRequest {
+    LaunchRequest {
+        destination: Destination::new("box"),
+        options: Options::new(),
+        server: ServerCommand {
+            program: program.map(|path| path.display().to_string()),
+            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+            bind: BindServer::Ssh,
+        },
+        interactive: false,
+        environment: Default::default(),
+        cwd: None,
+    }
+}
+
+const SHELLS: [&str; 7] = [
+    "/bin/sh",
+    "/bin/dash",
+    "/bin/bash",
+    "/usr/bin/zsh",
+    "/usr/bin/fish",
+    "/usr/bin/tcsh",
+    "/usr/bin/mksh",
+];
+
+fn offers(told: &Told) -> Vec<String> {
+    let told = told.lock().unwrap();
+    told.iter()
+        .filter_map(|message| match message {
+            PluginMessage::Offer(it) => Some(format!("{:?} {}:{}", it.via, it.host, it.port)),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn every_login_shell_starts_a_server_and_hands_on_every_argument() {
+    let noise = format!("distant://:{}@127.0.0.1:9", "ab".repeat(32));
+    let args = ["--log-file", "/tmp/a b.log", "$HOME;`id`", "it's \"q\"\\ !x", "naïve\n", "", "*"];
+    for program in SHELLS {
+        let shell = Shell::new(program);
+        for rc in [".bashrc", ".profile", ".zshenv", ".tcshrc", ".config/fish/config.fish"] {
+            shell.file(rc, &format!("echo '{noise}'\necho junk\n"), 0o644);
+        }
+        let server = shell.server("my bin/dis'tant", 4242);
+        let (caller, told) = host(vec![connected()], false);
+        launch(&shell, &request(Some(&server), &args), Tunnel::Auto, &caller).unwrap();
+        assert_eq!(offers(&told), ["Direct 127.0.0.1:4242"], "{program}");
+        let seen = fs::read_to_string(shell.home.path().join("args")).unwrap();
+        let expected: String = args.iter().map(|arg| format!("<{arg}>\n")).collect();
+        let first = "<server>\n<listen>\n<--daemon>\n<--shutdown>\n<lonely=86400>\n<--log-file>";
+        assert!(seen.starts_with(first), "{program}: {seen}");
+        assert!(
+            seen.contains(&expected) && seen.ends_with("<--host>\n<ssh>\n"),
+            "{program}: {seen}"
+        );
+        let variable = fs::read_to_string(shell.home.path().join("launch")).unwrap();
+        assert_eq!(variable, "1\n");
+        assert!(shell.server_is_running(), "{program}");
+        shell.end_server();
+    }
+}
+
+#[test]
+fn a_server_that_cannot_be_reached_is_ended() {
+    for program in SHELLS {
+        let shell = Shell::new(program);
+        let server = shell.server("distant", 4242);
+        let (caller, told) = host(vec![unreachable(), unreachable()], false);
+        let error =
+            launch(&shell, &request(Some(&server), &[]), Tunnel::Auto, &caller).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::PortUnreachable);
+        assert_eq!(offers(&told).len(), 2);
+        assert!(!shell.server_is_running(), "{program}");
+    }
+}
+
+#[test]
+fn a_closed_port_is_reached_through_the_tunnel_and_the_server_lives_as_long_as_it() {
+    let shell = Shell::new("/bin/sh");
+    let server = shell.server("distant", 4242);
+    let (caller, told) = host(vec![unreachable(), connected()], false);
+    // The host says that it is enough when it is told of the tunnel.
+    let error = launch(&shell, &request(Some(&server), &[]), Tunnel::Auto, &caller).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Cancelled);
+    let ways = offers(&told);
+    assert!(ways[0].starts_with("Direct") && ways[1].starts_with("Tunnel"), "{ways:?}");
+    assert!(!shell.server_is_running());
+}
+
+#[test]
+fn a_missing_program_is_said_at_once_with_the_places() {
+    for program in SHELLS {
+        let shell = Shell::new(program);
+        let mut request = request(None, &[]);
+        request.server.program = Some("no-such-distant".into());
+        let (caller, _) = host(vec![], false);
+        let error = launch(&shell, &request, Tunnel::Auto, &caller).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::ServerNotFound, "{program}: {error:?}");
+        assert_eq!(error.causes[0], "not in /usr/bin:/bin", "{program}");
+        assert!(error.causes.last().unwrap().contains("/.cargo/bin:"), "{program}");
+    }
+}
+
+#[test]
+fn a_program_on_the_login_shells_path_is_found() {
+    let shell = Shell::new("/bin/bash");
+    shell.server("tools/distant-of-mine", 4242);
+    shell.file(".bash_profile", "echo junk\nPATH=$HOME/tools:$PATH\n", 0o644);
+    let mut request = request(None, &[]);
+    request.server.program = Some("distant-of-mine".into());
+    let (caller, told) = host(vec![connected()], false);
+    launch(&shell, &request, Tunnel::Auto, &caller).unwrap();
+    assert_eq!(offers(&told).len(), 1);
+    shell.end_server();
+}
+
+#[test]
+fn the_last_words_are_in_the_error_and_no_key_is() {
+    let shell = Shell::new("/bin/sh");
+    let key = "0f".repeat(32);
+    let check = |text: &str, mode: u32, kind: ErrorKind, cause: &str| {
+        let program = shell.file("bad", text, mode);
+        let (caller, _) = host(vec![], false);
+        let error = launch(&shell, &request(Some(&program), &[]), Tunnel::Auto, &caller);
+        let error = error.unwrap_err();
+        assert_eq!(error.kind, kind, "{error:?}");
+        let all = format!("{}: {}", error.message, error.causes.join(" / "));
+        assert!(all.contains(cause), "{all}");
+        assert!(!all.contains(&key));
+    };
+    let not_started = ErrorKind::ServerNotStarted;
+    check("#!/bin/sh\necho port taken >&2; exit 3\n", 0o755, not_started, "status 3 / port taken");
+    check("#!/bin/sh\nexit 0\n", 0o755, not_started, "no server started on `box`");
+    check("#!/bin/sh\n", 0o644, ErrorKind::ServerNotFound, "is not executable");
+    check("\u{7f}ELF", 0o755, not_started, "status");
+    let half = format!("#!/bin/sh\nprintf distant://:{key}@127.0.0.1:4\n");
+    check(&half, 0o755, not_started, "[redacted]");
+    check("#!/bin/sh\nexec yes\n", 0o755, not_started, "prints without an end");
+}
+
+#[test]
+fn a_cancelled_start_leaves_nothing() {
+    let shell = Shell::new("/bin/sh");
+    let home = shell.home.path().display().to_string();
+    let hangs = format!("#!/bin/sh\necho $$ > {home}/pid\nprintf distant://:0f\nexec sleep 1000\n");
+    let program = shell.file("hangs", &hangs, 0o755);
+    let (caller, _) = host(vec![], true);
+    let error = launch(&shell, &request(Some(&program), &[]), Tunnel::Auto, &caller).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Cancelled);
+    assert!(!shell.server_is_running());
+}
