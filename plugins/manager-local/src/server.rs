@@ -171,7 +171,9 @@ impl Server {
             }
             if heard {
                 self.output.seen();
-            } else if Instant::now() >= deadline {
+            }
+            // Also for one that goes on saying something else.
+            if line_seen.is_none() && Instant::now() >= deadline {
                 return Err(NotListening::TimedOut);
             }
         }

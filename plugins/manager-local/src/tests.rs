@@ -259,14 +259,16 @@ fn half_a_connect_line_is_no_connect_line() {
 }
 
 #[test]
-fn a_mute_server_ends_with_its_time() {
-    let script = Script::new("exec sleep 1000");
-    let (host, _offers) = Host::new([]);
-    let plugin = ManagerLocal { start_limit: Duration::from_millis(300) };
-    let error = plugin.launch(&script.request(), &Caller::new(host)).unwrap_err();
-    assert_eq!(error.kind, ErrorKind::ServerNotStarted);
-    assert!(error.causes[0].ends_with("printed no connect line within 300ms"), "{error:?}");
-    script.assert_gone();
+fn a_server_that_says_nothing_of_use_ends_with_its_time() {
+    for body in ["exec sleep 1000", "exec yes"] {
+        let script = Script::new(body);
+        let (host, _offers) = Host::new([]);
+        let plugin = ManagerLocal { start_limit: Duration::from_millis(300) };
+        let error = plugin.launch(&script.request(), &Caller::new(host)).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::ServerNotStarted);
+        assert!(error.causes[0].ends_with("printed no connect line within 300ms"), "{error:?}");
+        script.assert_gone();
+    }
 }
 
 #[test]

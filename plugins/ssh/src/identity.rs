@@ -1,0 +1,341 @@
+//! A person's keys: read, and unlocked, here and not by an ssh library.
+//!
+//! Every form that OpenSSH writes becomes one: the libraries then never see a passphrase or a form
+//! that crashes them, and a wrong passphrase is told apart from a key that the server refuses.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use aes::cipher::{block_padding::Pkcs7, BlockDecryptMut, KeyIvInit};
+use base64ct::{Base64, Encoding};
+use distant_plugin_api::secret::Secret;
+use md5::{Digest, Md5};
+use pkcs8::der::Decode;
+use pkcs8::{EncryptedPrivateKeyInfo, PrivateKeyInfo};
+use rsa::pkcs1::DecodeRsaPrivateKey;
+use rsa::pkcs8::DecodePrivateKey;
+use ssh_key::private::{EcdsaKeypair, Ed25519Keypair, KeypairData, RsaKeypair};
+use ssh_key::{LineEnding, PrivateKey, PublicKey};
+use zeroize::Zeroizing;
+
+use crate::certificate::Certificate;
+
+/// Longest key file that is read.
+const FILE_MAX: u64 = 1024 * 1024;
+
+/// One identity file.
+pub struct Identity {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The public key as it travels, where it can be known without the passphrase.
+    pub public: Option<Vec<u8>>,
+    /// The certificate for it, as a line and as it travels.
+    pub certificate: Option<(String, Vec<u8>)>,
+    material: Material,
+}
+
+enum Material {
+    Clear(Box<PrivateKey>),
+    Locked(Zeroizing<String>),
+    /// The file is a public key, and the private one is elsewhere: in an agent.
+    Elsewhere,
+}
+
+/// Why a file gives no key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// There is no such file; often not even worth a word.
+    #[error("there is no such file")]
+    Missing,
+    /// It cannot be read.
+    #[error("{0}")]
+    Unreadable(String),
+    /// It holds something else, or a kind of key that is not understood.
+    #[error("it is no private key that is understood: {0}")]
+    Unknown(String),
+    /// The passphrase is wrong.
+    #[error("the passphrase is wrong")]
+    WrongPassphrase,
+}
+
+impl Identity {
+    /// Reads a key and the certificate beside it, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// [`KeyError`]; never `WrongPassphrase`.
+    pub fn load(path: &Path) -> Result<Self, KeyError> {
+        let text = read(path)?;
+        let beside = |ending: &str| {
+            let mut name = path.as_os_str().to_owned();
+            name.push(ending);
+            fs::read_to_string(PathBuf::from(name)).ok()
+        };
+        let public_beside = || {
+            PublicKey::from_openssh(beside(".pub")?.trim()).ok().and_then(|key| key.to_bytes().ok())
+        };
+        let (material, public) = if let Ok(key) = PublicKey::from_openssh(text.trim()) {
+            (Material::Elsewhere, key.to_bytes().ok())
+        } else if is_locked(&text) {
+            let clear_part = PrivateKey::from_openssh(text.as_str()).ok();
+            let public = clear_part.and_then(|key| key.public_key().to_bytes().ok());
+            (Material::Locked(text), public.or_else(public_beside))
+        } else {
+            let key = parse(&text, None)?;
+            let public = key.public_key().to_bytes().ok();
+            (Material::Clear(Box::new(key)), public)
+        };
+        let mut identity = Self { path: path.to_owned(), public, certificate: None, material };
+        if let Some(text) = beside("-cert.pub") {
+            identity.certify(&text);
+        }
+        Ok(identity)
+    }
+
+    /// Takes a certificate if it is for this key.
+    pub fn certify(&mut self, text: &str) {
+        let Some((certificate, bytes)) = Certificate::from_line(text) else { return };
+        if Some(&certificate.subject) == self.public.as_ref() {
+            self.certificate = Some((text.trim().to_owned(), bytes));
+        }
+    }
+
+    /// The key, where no passphrase is needed for it.
+    pub fn clear(&self) -> Option<&PrivateKey> {
+        match &self.material {
+            Material::Clear(key) => Some(key),
+            Material::Locked(_) | Material::Elsewhere => None,
+        }
+    }
+
+    /// Whether a passphrase would open it.
+    pub fn is_locked(&self) -> bool {
+        matches!(self.material, Material::Locked(_))
+    }
+
+    /// Opens a locked key.
+    ///
+    /// # Errors
+    ///
+    /// `WrongPassphrase`, or `Unknown` if it is none that is understood.
+    pub fn unlock(&self, passphrase: &Secret) -> Result<PrivateKey, KeyError> {
+        match &self.material {
+            Material::Clear(key) => Ok((**key).clone()),
+            Material::Locked(text) => parse(text, Some(passphrase)),
+            Material::Elsewhere => Err(KeyError::Unknown("it is a public one".into())),
+        }
+    }
+}
+
+/// Writes a key in the form that both libraries read from memory.
+pub fn to_text(key: &PrivateKey) -> Option<Secret> {
+    key.to_openssh(LineEnding::LF).ok().map(|text| Secret::new(text.as_str()))
+}
+
+fn read(path: &Path) -> Result<Zeroizing<String>, KeyError> {
+    let unreadable = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => KeyError::Missing,
+        _ => KeyError::Unreadable(error.to_string()),
+    };
+    let mut text = Zeroizing::new(String::new());
+    let file = fs::File::open(path).map_err(unreadable)?;
+    file.take(FILE_MAX).read_to_string(&mut text).map_err(unreadable)?;
+    Ok(text)
+}
+
+fn is_locked(text: &str) -> bool {
+    match label(text) {
+        Some("OPENSSH PRIVATE KEY") => {
+            PrivateKey::from_openssh(text).is_ok_and(|key| key.is_encrypted())
+        }
+        Some("ENCRYPTED PRIVATE KEY") => true,
+        _ => text.lines().any(|line| line.starts_with("Proc-Type:") && line.contains("ENCRYPTED")),
+    }
+}
+
+fn label(text: &str) -> Option<&str> {
+    text.trim_start().strip_prefix("-----BEGIN ")?.split("-----").next()
+}
+
+fn parse(text: &str, passphrase: Option<&Secret>) -> Result<PrivateKey, KeyError> {
+    let unknown = |what: &str| KeyError::Unknown(what.to_owned());
+    let label = label(text).ok_or_else(|| unknown("it has no `BEGIN` line"))?;
+    if label == "OPENSSH PRIVATE KEY" {
+        let key =
+            PrivateKey::from_openssh(text).map_err(|error| KeyError::Unknown(error.to_string()))?;
+        return match passphrase {
+            Some(passphrase) if key.is_encrypted() => {
+                key.decrypt(passphrase.expose()).map_err(|_| KeyError::WrongPassphrase)
+            }
+            _ => Ok(key),
+        };
+    }
+    let mut headers = text.lines().filter_map(|line| line.split_once(": "));
+    let cipher = headers.find(|(name, _)| *name == "DEK-Info").map(|(_, value)| value.trim());
+    let body: Zeroizing<String> = Zeroizing::new(
+        text.lines().filter(|line| !line.contains(':') && !line.starts_with("-----")).collect(),
+    );
+    let bytes = Base64::decode_vec(body.trim()).map_err(|_| unknown("it is no base64"))?;
+    let mut bytes = Zeroizing::new(bytes);
+    if let (Some(cipher), Some(passphrase)) = (cipher, passphrase) {
+        bytes = decrypt(&bytes, cipher, passphrase)?;
+    }
+    let data = match label {
+        "RSA PRIVATE KEY" => rsa::RsaPrivateKey::from_pkcs1_der(&bytes).ok().and_then(of_rsa),
+        "EC PRIVATE KEY" => of_ec(&bytes),
+        "PRIVATE KEY" => of_pkcs8(&bytes),
+        "ENCRYPTED PRIVATE KEY" => {
+            let info = EncryptedPrivateKeyInfo::from_der(&bytes)
+                .map_err(|error| KeyError::Unknown(error.to_string()))?;
+            let passphrase = passphrase.map_or("", Secret::expose);
+            let clear = info.decrypt(passphrase).map_err(|_| KeyError::WrongPassphrase)?;
+            of_pkcs8(clear.as_bytes())
+        }
+        "DSA PRIVATE KEY" => return Err(unknown("DSA keys are not accepted anywhere any more")),
+        other => return Err(unknown(other)),
+    };
+    // A wrong passphrase may also pass the padding and give nonsense.
+    let data = data.ok_or(match passphrase {
+        Some(_) => KeyError::WrongPassphrase,
+        None => unknown(label),
+    })?;
+    PrivateKey::new(data, "").map_err(|error| KeyError::Unknown(error.to_string()))
+}
+
+/// Undoes the encryption of the old PEM form, whose key is OpenSSL's `EVP_BytesToKey` with MD5.
+fn decrypt(bytes: &[u8], info: &str, passphrase: &Secret) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+    let unknown = || KeyError::Unknown(format!("it is encrypted with {info}"));
+    let (cipher, iv) = info.split_once(',').ok_or_else(unknown)?;
+    let iv: Vec<u8> = (0..iv.len() / 2)
+        .filter_map(|at| u8::from_str_radix(iv.get(at * 2..at * 2 + 2)?, 16).ok())
+        .collect();
+    let salt = iv.get(..8).ok_or_else(unknown)?;
+    let mut key = Zeroizing::new(Vec::new());
+    let mut last = Vec::new();
+    while key.len() < 32 {
+        let mut hash = Md5::new();
+        hash.update(&last);
+        hash.update(passphrase.expose().as_bytes());
+        hash.update(salt);
+        last = hash.finalize().to_vec();
+        key.extend_from_slice(&last);
+    }
+    fn cbc<C: KeyIvInit + BlockDecryptMut>(
+        key: &[u8],
+        iv: &[u8],
+        bytes: &[u8],
+    ) -> Result<Vec<u8>, KeyError> {
+        let unknown = || KeyError::Unknown("its encryption has a strange length".into());
+        let cipher = C::new_from_slices(key, iv).map_err(|_| unknown())?;
+        cipher.decrypt_padded_vec_mut::<Pkcs7>(bytes).map_err(|_| KeyError::WrongPassphrase)
+    }
+    let clear = match cipher {
+        "AES-128-CBC" => cbc::<cbc::Decryptor<aes::Aes128>>(&key[..16], &iv, bytes),
+        "AES-192-CBC" => cbc::<cbc::Decryptor<aes::Aes192>>(&key[..24], &iv, bytes),
+        "AES-256-CBC" => cbc::<cbc::Decryptor<aes::Aes256>>(&key[..32], &iv, bytes),
+        "DES-EDE3-CBC" => cbc::<cbc::Decryptor<des::TdesEde3>>(&key[..24], &iv, bytes),
+        _ => Err(unknown()),
+    };
+    clear.map(Zeroizing::new)
+}
+
+fn of_rsa(key: rsa::RsaPrivateKey) -> Option<KeypairData> {
+    RsaKeypair::try_from(key).ok().map(KeypairData::Rsa)
+}
+
+fn of_p256(key: p256::SecretKey) -> KeypairData {
+    let public = key.public_key().into();
+    KeypairData::Ecdsa(EcdsaKeypair::NistP256 { public, private: key.into() })
+}
+
+fn of_p384(key: p384::SecretKey) -> KeypairData {
+    let public = key.public_key().into();
+    KeypairData::Ecdsa(EcdsaKeypair::NistP384 { public, private: key.into() })
+}
+
+fn of_p521(key: p521::SecretKey) -> KeypairData {
+    let public = key.public_key().into();
+    KeypairData::Ecdsa(EcdsaKeypair::NistP521 { public, private: key.into() })
+}
+
+fn of_ec(der: &[u8]) -> Option<KeypairData> {
+    p256::SecretKey::from_sec1_der(der)
+        .map(of_p256)
+        .or_else(|_| p384::SecretKey::from_sec1_der(der).map(of_p384))
+        .or_else(|_| p521::SecretKey::from_sec1_der(der).map(of_p521))
+        .ok()
+}
+
+fn of_pkcs8(der: &[u8]) -> Option<KeypairData> {
+    // RFC 8410: the private key is an octet string in an octet string.
+    let ed25519 = || {
+        let info = PrivateKeyInfo::from_der(der).ok()?;
+        let seed = info.private_key.strip_prefix(&[0x04, 0x20])?.try_into().ok()?;
+        let is_ed25519 = info.algorithm.oid.to_string() == "1.3.101.112";
+        is_ed25519.then(|| KeypairData::Ed25519(Ed25519Keypair::from_seed(seed)))
+    };
+    rsa::RsaPrivateKey::from_pkcs8_der(der)
+        .ok()
+        .and_then(of_rsa)
+        .or_else(|| p256::SecretKey::from_pkcs8_der(der).ok().map(of_p256))
+        .or_else(|| p384::SecretKey::from_pkcs8_der(der).ok().map(of_p384))
+        .or_else(|| p521::SecretKey::from_pkcs8_der(der).ok().map(of_p521))
+        .or_else(ed25519)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// Writes a key with the real `ssh-keygen`, and expects it to be read as it says.
+    fn check(kind: &str, form: &str, passphrase: &str) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        let mut keygen = Command::new("ssh-keygen");
+        keygen.args(["-q", "-N", passphrase, "-C", "", "-f"]).arg(&path);
+        keygen.args(kind.split(' ')).args(form.split(' ').filter(|word| !word.is_empty()));
+        assert!(keygen.status().unwrap().success(), "{kind} {form}");
+        let public = fs::read_to_string(path.with_extension("pub")).unwrap();
+        let public = PublicKey::from_openssh(public.trim()).unwrap().to_bytes().unwrap();
+
+        let identity = Identity::load(&path).unwrap();
+        assert_eq!(identity.public.as_ref(), Some(&public), "{kind} {form}");
+        assert_eq!(identity.is_locked(), !passphrase.is_empty(), "{kind} {form}");
+        let key = identity.unlock(&Secret::new(passphrase)).unwrap();
+        assert_eq!(key.public_key().to_bytes().unwrap(), public, "{kind} {form}");
+        if identity.is_locked() {
+            let error = identity.unlock(&Secret::new("wrong")).unwrap_err();
+            assert_eq!(error, KeyError::WrongPassphrase, "{kind} {form}");
+        }
+        let text = to_text(&key).unwrap();
+        assert!(!PrivateKey::from_openssh(text.expose()).unwrap().is_encrypted());
+    }
+
+    #[test]
+    fn every_kind_and_form_that_openssh_writes_is_read() {
+        let kinds =
+            ["-t ed25519", "-t ecdsa -b 256", "-t ecdsa -b 384", "-t ecdsa -b 521", "-t rsa"];
+        for kind in kinds {
+            check(kind, "", "");
+            check(kind, "", "a passphrase");
+            check(kind, "-m PEM", "");
+            check(kind, "-m PEM", "a passphrase");
+            check(kind, "-m PKCS8", "");
+            check(kind, "-m PKCS8", "a passphrase");
+        }
+        check("-t ed25519", "-Z aes256-gcm@openssh.com", "a passphrase");
+        check("-t ed25519", "-Z chacha20-poly1305@openssh.com", "a passphrase");
+    }
+
+    #[test]
+    fn what_is_no_key_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        assert_eq!(Identity::load(&path).err(), Some(KeyError::Missing));
+        fs::write(&path, "hello").unwrap();
+        assert!(matches!(Identity::load(&path), Err(KeyError::Unknown(_))));
+    }
+}

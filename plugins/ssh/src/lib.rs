@@ -1,0 +1,175 @@
+//! An ssh launch minus the ssh library: whom to connect to, whom to trust, how to log in, what to
+//! ask and what to say when it fails.
+//!
+//! A plugin brings a [`backend::Backend`] and calls [`launch`]; both built-in ones behave alike,
+//! because all that a person notices is decided here.
+
+pub mod agent;
+pub mod backend;
+pub mod certificate;
+pub mod child;
+pub mod config;
+pub mod dial;
+pub mod guard;
+pub mod hop;
+pub mod identity;
+pub mod known_hosts;
+pub mod login;
+pub mod mux;
+
+use std::net::SocketAddr;
+
+use distant_plugin_api::bootstrap::{self, Remote, Running, Tunnel};
+use distant_plugin_api::options::{OptionSchema, OptionType, Schema};
+use distant_plugin_api::{Caller, LaunchError, LaunchRequest, Manifest};
+
+use backend::Backend;
+use config::{Person, Settings};
+use hop::Hop;
+
+/// Most hosts on the way to another.
+const HOPS_MAX: usize = 8;
+
+/// Describes an ssh plugin.
+pub fn manifest(name: &str, version: &str, description: &str) -> Manifest {
+    let option = |name, kind, help| OptionSchema::new(name, kind, help);
+    let ways = ["auto", "never", "always"].map(str::to_owned).to_vec();
+    Manifest {
+        name: name.to_owned(),
+        version: version.to_owned(),
+        description: description.to_owned(),
+        schemes: vec!["ssh".to_owned()],
+        options: Schema(vec![
+            option(
+                "identity_files",
+                OptionType::PathList,
+                "private keys to log in with (default: those of the ssh configuration, else \
+                 ~/.ssh/id_dsa, ~/.ssh/id_ecdsa, ~/.ssh/id_ed25519 and ~/.ssh/id_rsa)",
+            ),
+            option(
+                "identities_only",
+                OptionType::Bool,
+                "whether an agent's other keys are left alone",
+            ),
+            option(
+                "proxy_command",
+                OptionType::String,
+                "command whose input and output are the connection; `none` for none",
+            ),
+            option(
+                "user_known_hosts_files",
+                OptionType::PathList,
+                "files of known host keys (default: those of the ssh configuration, else \
+                 ~/.ssh/known_hosts and ~/.ssh/known_hosts2)",
+            ),
+            option(
+                "tunnel",
+                OptionType::Enum(ways),
+                "whether to reach the server through the ssh connection, which then stays: `auto` \
+                 does so where its port cannot be reached",
+            )
+            .or("auto"),
+            option(
+                "verbose",
+                OptionType::Bool,
+                "whether the ssh library's own trace goes to the log",
+            )
+            .or("false"),
+        ]),
+    }
+}
+
+/// Launches a server by ssh.
+///
+/// # Errors
+///
+/// Whatever went wrong; no connection and no server is left then.
+pub fn launch(
+    backend: &dyn Backend,
+    request: &LaunchRequest,
+    caller: &Caller,
+) -> Result<(), LaunchError> {
+    let person = Person::of(request);
+    let verbose = request.options.bool("verbose")?.unwrap_or(false);
+    let destination = &request.destination;
+    caller.stage(distant_plugin_api::message::Stage::Resolve)?;
+    let user = destination.user.as_deref();
+    let mut settings = config::resolve(&destination.host, user, destination.port, &person, caller)?;
+    settings.override_by(request, &person)?;
+    let tunnel = match request.options.get("tunnel").map(str::to_lowercase).as_deref() {
+        Some("never") => Tunnel::Never,
+        Some("always") => Tunnel::Always,
+        _ => Tunnel::Auto,
+    };
+    let mut way = Vec::new();
+    resolve_jumps(&settings, &person, caller, &mut way)?;
+    let is_proxied = !way.is_empty() || settings.proxy_command.is_some();
+    way.push(settings);
+    let mut hops: Vec<Hop> = Vec::new();
+    let last = way.len() - 1;
+    for (index, settings) in way.iter().enumerate() {
+        let password = destination.password.as_ref().filter(|_| index == last);
+        let links = hop::Opening { backend, settings, person: &person, caller, verbose, password };
+        hops.push(links.open(hops.last())?);
+    }
+    let Some(end) = hops.last() else { return Err(LaunchError::cancelled()) };
+    let end = End { hop: end, peer: end.peer.filter(|_| !is_proxied) };
+    let outcome = bootstrap::launch(&end, request, tunnel, caller);
+    // From the far end, as each one's socket goes through the one before.
+    while let Some(hop) = hops.pop() {
+        drop(hop);
+    }
+    outcome
+}
+
+/// Puts the hosts on the way to a host, nearest first, before it; they may have others before them.
+fn resolve_jumps(
+    settings: &Settings,
+    person: &Person,
+    caller: &Caller,
+    way: &mut Vec<Settings>,
+) -> Result<(), LaunchError> {
+    for (index, jump) in settings.proxy_jump.iter().enumerate() {
+        let text = jump.strip_prefix("ssh://").unwrap_or(jump);
+        let target: distant_plugin_api::destination::Destination =
+            text.parse().map_err(|error: distant_plugin_api::destination::DestinationError| {
+                let kind = distant_plugin_api::ErrorKind::InvalidOption;
+                let message = format!("`{jump}` of `ProxyJump` is no host");
+                LaunchError::new(kind, message).because(&error)
+            })?;
+        let jump =
+            config::resolve(&target.host, target.user.as_deref(), target.port, person, caller)?;
+        if way.len() + 1 >= HOPS_MAX {
+            let kind = distant_plugin_api::ErrorKind::InvalidOption;
+            let message = format!("there are more than {HOPS_MAX} hosts on the way");
+            return Err(LaunchError::new(kind, message)
+                .with_hint("does a `ProxyJump` of the ssh configuration lead back to itself?"));
+        }
+        // Only the first one is reached from here, so only its own way counts.
+        if index == 0 {
+            resolve_jumps(&jump, person, caller, way)?;
+        }
+        way.push(jump);
+    }
+    Ok(())
+}
+
+/// The far end of all hops, where the server is started.
+struct End<'a> {
+    hop: &'a Hop,
+    peer: Option<SocketAddr>,
+}
+
+impl Remote for End<'_> {
+    fn exec(&self, command: &str) -> Result<Running, LaunchError> {
+        self.hop.mux.exec(command)
+    }
+
+    fn peer(&self) -> Option<SocketAddr> {
+        self.peer
+    }
+
+    fn forward(&self, to: SocketAddr) -> Result<SocketAddr, LaunchError> {
+        self.hop.mux.listen(to)
+    }
+}

@@ -1,0 +1,409 @@
+//! Everything that goes through one ssh connection, on one thread.
+//!
+//! An ssh library lets one thread at a time into a session. So that thread moves all bytes, between
+//! the session's streams and ordinary pipes and sockets, and everybody else uses those.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use distant_plugin_api::bootstrap::Running;
+use distant_plugin_api::{ErrorKind, LaunchError};
+use rustix::event::{PollFd, PollFlags};
+use rustix::pipe::{pipe_with, PipeFlags};
+
+use crate::backend::{Failure, Read, Session, Stream};
+use crate::guard::{system, Guard};
+
+/// Bytes that may wait in each direction of a stream.
+const BUFFER: usize = 256 * 1024;
+/// Bytes moved at once.
+const CHUNK: usize = 32 * 1024;
+/// Most connections through one tunnel at a time.
+const LINKS_MAX: usize = 64;
+
+type Ending = Arc<Mutex<Option<String>>>;
+
+enum Order {
+    Exec { command: String, link: Link, done: Sender<Result<(), Failure>> },
+    Connect { host: String, port: u16, link: Link, done: Sender<Result<(), Failure>> },
+    Listen { listener: TcpListener, to: SocketAddr },
+}
+
+/// A session that is worked by a thread of its own. Dropping it ends the connection.
+pub struct Mux {
+    orders: Option<Sender<Order>>,
+    wake: UnixStream,
+    guard: Guard,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Mux {
+    /// Takes over a session after the login.
+    ///
+    /// # Errors
+    ///
+    /// The system is out of something.
+    pub fn start(
+        session: Box<dyn Session>,
+        socket: OwnedFd,
+        guard: Guard,
+    ) -> Result<Self, LaunchError> {
+        let (wake, woken) = UnixStream::pair().map_err(system)?;
+        woken.set_nonblocking(true).map_err(system)?;
+        let (orders, receiver) = mpsc::channel();
+        let work = Worker {
+            session,
+            socket,
+            woken,
+            orders: receiver,
+            links: Vec::new(),
+            listeners: Vec::new(),
+        };
+        let run = move || work.run();
+        let thread = thread::Builder::new().name("ssh".into()).spawn(run).map_err(system)?;
+        Ok(Self { orders: Some(orders), wake, guard, thread: Some(thread) })
+    }
+
+    fn order(&self, order: Order) {
+        if let Some(orders) = &self.orders {
+            // If the thread has ended, the sender of the answer is dropped with the order.
+            let _ = orders.send(order);
+            let _ = (&self.wake).write(&[0]);
+        }
+    }
+
+    fn answer(answer: &Receiver<Result<(), Failure>>) -> Result<(), Failure> {
+        answer.recv().unwrap_or_else(|_| Err(Failure("the connection has ended".into())))
+    }
+
+    /// Runs a command.
+    ///
+    /// # Errors
+    ///
+    /// The server does not let us.
+    pub fn exec(&self, command: &str) -> Result<Running, LaunchError> {
+        let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(system);
+        let ((input, stdin), (stdout, output), (stderr, errors)) = (pipe()?, pipe()?, pipe()?);
+        let link = Link::new(input, output, Some(errors))?;
+        let ending = link.ending.clone();
+        let (done, answer) = mpsc::channel();
+        self.order(Order::Exec { command: command.to_owned(), link, done });
+        Self::answer(&answer).map_err(|failure| {
+            let message = "the ssh server does not run commands";
+            LaunchError::new(ErrorKind::ServerNotStarted, message)
+                .because(&failure)
+                .with_hint("try `ssh HOST true`; the server's `MaxSessions` may be 0")
+        })?;
+        let ending =
+            Box::new(move || ending.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        Ok(Running { stdin, stdout, stderr, ending })
+    }
+
+    /// Opens a connection from the server to somewhere, as a socket here.
+    ///
+    /// # Errors
+    ///
+    /// The server cannot, or does not let us.
+    pub fn connect(&self, host: &str, port: u16) -> Result<OwnedFd, LaunchError> {
+        let (near, far) = UnixStream::pair().map_err(system)?;
+        let far = OwnedFd::from(far);
+        let link = Link::new(far.try_clone().map_err(system)?, far, None)?;
+        let (done, answer) = mpsc::channel();
+        self.order(Order::Connect { host: host.to_owned(), port, link, done });
+        Self::answer(&answer).map_err(|failure| {
+            let message = format!("the ssh server on the way cannot reach `{host}:{port}`");
+            LaunchError::new(ErrorKind::Unreachable, message).because(&failure)
+        })?;
+        Ok(near.into())
+    }
+
+    /// Listens here, and brings each connection to an address as seen from the server.
+    ///
+    /// # Errors
+    ///
+    /// The system is out of something.
+    pub fn listen(&self, to: SocketAddr) -> Result<SocketAddr, LaunchError> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(system)?;
+        listener.set_nonblocking(true).map_err(system)?;
+        let near = listener.local_addr().map_err(system)?;
+        self.order(Order::Listen { listener, to });
+        Ok(near)
+    }
+}
+
+impl Drop for Mux {
+    fn drop(&mut self) {
+        drop(self.orders.take());
+        // A library that is asked to end a stream would wait for the server: the socket first.
+        self.guard.shut();
+        let _ = (&self.wake).write(&[0]);
+        if let Some(thread) = self.thread.take() {
+            if thread.join().is_err() {
+                tracing::error!("the thread of the ssh connection panicked");
+            }
+        }
+    }
+}
+
+/// A stream of the session and the files here that it is joined to.
+struct Link {
+    stream: Option<Box<dyn Stream>>,
+    input: Option<File>,
+    output: Option<File>,
+    errors: Option<File>,
+    to_remote: VecDeque<u8>,
+    to_output: VecDeque<u8>,
+    to_errors: VecDeque<u8>,
+    output_ended: bool,
+    errors_ended: bool,
+    finished: bool,
+    ending: Ending,
+}
+
+impl Link {
+    fn new(input: OwnedFd, output: OwnedFd, errors: Option<OwnedFd>) -> Result<Self, LaunchError> {
+        for fd in [&input, &output].into_iter().chain(&errors) {
+            rustix::io::ioctl_fionbio(fd, true).map_err(system)?;
+        }
+        Ok(Self {
+            stream: None,
+            input: Some(input.into()),
+            output: Some(output.into()),
+            errors_ended: errors.is_none(),
+            errors: errors.map(File::from),
+            to_remote: VecDeque::new(),
+            to_output: VecDeque::new(),
+            to_errors: VecDeque::new(),
+            output_ended: false,
+            finished: false,
+            ending: Ending::default(),
+        })
+    }
+
+    fn is_over(&self) -> bool {
+        let flushed = self.to_output.is_empty() && self.to_errors.is_empty();
+        self.output_ended && self.errors_ended && flushed
+    }
+
+    /// Moves what can be moved without waiting; says whether anything was.
+    fn pump(&mut self) -> Result<bool, Failure> {
+        let Some(stream) = &mut self.stream else { return Ok(false) };
+        let mut moved = false;
+        let mut chunk = [0; CHUNK];
+        if let Some(input) = self.input.as_mut().filter(|_| self.to_remote.len() < BUFFER) {
+            match input.read(&mut chunk) {
+                Ok(0) => self.input = None,
+                Ok(count) => {
+                    self.to_remote.extend(&chunk[..count]);
+                    moved = true;
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(_) => self.input = None,
+            }
+        }
+        while !self.to_remote.is_empty() {
+            let count = stream.write(self.to_remote.as_slices().0)?;
+            if count == 0 {
+                break;
+            }
+            self.to_remote.drain(..count);
+            moved = true;
+        }
+        if self.input.is_none() && self.to_remote.is_empty() && !self.finished {
+            self.finished = stream.finish()?;
+        }
+        let ways = [
+            (false, &mut self.to_output, &mut self.output_ended, &mut self.output),
+            (true, &mut self.to_errors, &mut self.errors_ended, &mut self.errors),
+        ];
+        for (errors, buffer, ended, file) in ways {
+            if !*ended && buffer.len() < BUFFER {
+                match stream.read(&mut chunk, errors)? {
+                    Read::Bytes(count) => {
+                        buffer.extend(&chunk[..count]);
+                        moved = true;
+                    }
+                    Read::End => *ended = true,
+                    Read::Later => {}
+                }
+            }
+            moved |= flush(buffer, file);
+            if *ended && buffer.is_empty() {
+                *file = None;
+            }
+        }
+        if self.output_ended {
+            let ending = stream.ending();
+            *self.ending.lock().unwrap_or_else(PoisonError::into_inner) = ending;
+        }
+        Ok(moved)
+    }
+}
+
+/// Writes what the file takes; a file that nobody reads any more takes everything.
+fn flush(buffer: &mut VecDeque<u8>, file: &mut Option<File>) -> bool {
+    let mut moved = false;
+    while !buffer.is_empty() {
+        match file.as_mut().map(|file| file.write(buffer.as_slices().0)) {
+            Some(Ok(count @ 1..)) => {
+                buffer.drain(..count);
+                moved = true;
+            }
+            Some(Err(error)) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+            _ => {
+                *file = None;
+                buffer.clear();
+            }
+        }
+    }
+    moved
+}
+
+struct Worker {
+    session: Box<dyn Session>,
+    socket: OwnedFd,
+    woken: UnixStream,
+    orders: Receiver<Order>,
+    links: Vec<Link>,
+    listeners: Vec<(TcpListener, SocketAddr)>,
+}
+
+impl Worker {
+    fn run(mut self) {
+        self.session.set_blocking(false);
+        if let Err(failure) = self.work() {
+            tracing::debug!("the ssh connection ended: {failure}");
+        }
+        // Whoever drops a stream of a session that can still talk waits for the server.
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+        self.links.clear();
+    }
+
+    fn work(&mut self) -> Result<(), Failure> {
+        loop {
+            loop {
+                match self.orders.try_recv() {
+                    Ok(order) => self.obey(order),
+                    Err(mpsc::TryRecvError::Empty) => break,
+                    Err(mpsc::TryRecvError::Disconnected) => return Ok(()),
+                }
+            }
+            self.accept();
+            // What one stream reads from the socket may belong to another one.
+            let mut moved = true;
+            while moved {
+                moved = false;
+                for link in &mut self.links {
+                    moved |= link.pump()?;
+                }
+            }
+            self.links.retain(|link| !link.is_over());
+            self.wait()?;
+        }
+    }
+
+    fn obey(&mut self, order: Order) {
+        self.session.set_blocking(true);
+        match order {
+            Order::Exec { command, mut link, done } => {
+                let opened = self.session.exec(&command);
+                let _ = done.send(opened.map(|stream| {
+                    link.stream = Some(stream);
+                    self.links.push(link);
+                }));
+            }
+            Order::Connect { host, port, mut link, done } => {
+                let opened = self.session.connect(&host, port);
+                let _ = done.send(opened.map(|stream| {
+                    link.stream = Some(stream);
+                    self.links.push(link);
+                }));
+            }
+            Order::Listen { listener, to } => self.listeners.push((listener, to)),
+        }
+        self.session.set_blocking(false);
+    }
+
+    fn accept(&mut self) {
+        for index in 0..self.listeners.len() {
+            while self.links.len() < LINKS_MAX {
+                let (listener, to) = &self.listeners[index];
+                let to = *to;
+                let Ok((near, _)) = listener.accept() else { break };
+                let _ = near.set_nodelay(true);
+                self.session.set_blocking(true);
+                let opened = self.session.connect(&to.ip().to_string(), to.port());
+                self.session.set_blocking(false);
+                let near = OwnedFd::from(near);
+                let link = near.try_clone().map_err(system);
+                match (opened, link.and_then(|copy| Link::new(copy, near, None))) {
+                    (Ok(stream), Ok(mut link)) => {
+                        link.stream = Some(stream);
+                        self.links.push(link);
+                    }
+                    (Err(failure), _) => {
+                        tracing::warn!("the ssh server does not connect to {to}: {failure}");
+                    }
+                    (_, Err(error)) => tracing::warn!("a connection cannot be taken: {error}"),
+                }
+            }
+        }
+    }
+
+    fn wait(&mut self) -> Result<(), Failure> {
+        // Only streams read from the session; without one, what comes would wake us for ever.
+        let mut wanted = PollFlags::empty();
+        wanted.set(PollFlags::IN, !self.links.is_empty());
+        if self.session.wants_write() {
+            wanted |= PollFlags::OUT;
+        }
+        let mut fds: Vec<(BorrowedFd<'_>, PollFlags)> =
+            vec![(self.socket.as_fd(), wanted), (self.woken.as_fd(), PollFlags::IN)];
+        if self.links.len() < LINKS_MAX {
+            fds.extend(self.listeners.iter().map(|(it, _)| (it.as_fd(), PollFlags::IN)));
+        }
+        for link in &self.links {
+            if let Some(input) = link.input.as_ref().filter(|_| link.to_remote.len() < BUFFER) {
+                fds.push((input.as_fd(), PollFlags::IN));
+            }
+            let ways = [(&link.output, &link.to_output), (&link.errors, &link.to_errors)];
+            for (file, buffer) in ways {
+                if let Some(file) = file.as_ref().filter(|_| !buffer.is_empty()) {
+                    fds.push((file.as_fd(), PollFlags::OUT));
+                }
+            }
+        }
+        let mut fds: Vec<_> =
+            fds.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
+        match rustix::event::poll(&mut fds, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(Failure(error.to_string())),
+        }
+        let ended = fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR);
+        drop(fds);
+        let mut buffer = [0; 64];
+        // It is only a wake-up; the orders say what for.
+        let _ = (&self.woken).read(&mut buffer);
+        let idle = self.links.is_empty() && self.listeners.is_empty();
+        if ended && (idle || !self.read_rest()?) {
+            return Err(Failure("the server closed the connection".into()));
+        }
+        Ok(())
+    }
+
+    /// Takes what came before the end of the socket.
+    fn read_rest(&mut self) -> Result<bool, Failure> {
+        let mut moved = false;
+        for link in &mut self.links {
+            moved |= link.pump()?;
+        }
+        Ok(moved)
+    }
+}
