@@ -90,22 +90,17 @@ pub fn detach<A: AsRef<OsStr>>(
     let last_words = thread::spawn(move || last_words(errors));
 
     let deadline = within.map(|within| Instant::now() + within);
-    let said = match read_message(&mut messages, deadline) {
+    let reason = match read_message(&mut messages, deadline) {
         Ok(Some(Message::Ready { said, remark })) => {
             return Ok(Detached { pid: child.id(), said, remark })
         }
-        Ok(Some(Message::Failed(error))) => Err(error),
-        Ok(None) => Ok(None),
-        Err(error) => Ok(Some(error)),
-    };
-    let reason = match said {
-        Err(error) => error,
-        Ok(Some(error)) => {
+        Ok(Some(Message::Failed(error))) => error,
+        Ok(None) => ended(&mut child),
+        Err(error) => {
             // It may be alive, and nobody would know of it.
             let _ = child.kill();
             failed("the background process did not get ready").because(&error)
         }
-        Ok(None) => ended(&mut child),
     };
     let _ = child.wait();
     let words = last_words.join().unwrap_or_default();
@@ -130,11 +125,12 @@ fn read_message(
     pipe: &mut (impl Read + AsFd),
     deadline: Option<Instant>,
 ) -> io::Result<Option<Message>> {
-    let mut line = Vec::new();
-    let mut buffer = [0; 4096];
+    // A connect line may be in it.
+    let mut line = zeroize::Zeroizing::new(Vec::new());
+    let mut buffer = zeroize::Zeroizing::new([0; 4096]);
     while !line.ends_with(b"\n") {
         wait_readable(pipe, deadline)?;
-        let count = pipe.read(&mut buffer)?;
+        let count = pipe.read(&mut *buffer)?;
         if count == 0 {
             return Ok(None);
         }

@@ -7,5 +7,6 @@ pub mod daemon;
 pub mod manager;
 pub mod paths;
 pub mod plugin;
+mod seconds;
 pub mod server;
 pub mod wire;

@@ -145,8 +145,8 @@ pub(crate) enum Format {
 /// The format of a command that has two.
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct FormatFlag {
-    #[allow(missing_docs, reason = "the released program says no more than the values")]
-    #[arg(short, long, value_enum, default_value_t, display_order = 11)]
+    /// [default: shell]
+    #[arg(short, long, value_enum, default_value_t, hide_default_value = true, display_order = 11)]
     pub(crate) format: Format,
 }
 
@@ -194,7 +194,6 @@ pub(crate) struct Launch {
         long = "distant-bind-server",
         value_name = "ssh|any|IP",
         value_parser = parse_bind_server,
-        verbatim_doc_comment,
         display_order = 6
     )]
     pub(crate) bind_server: Option<BindServer>,
@@ -210,7 +209,15 @@ pub(crate) struct Launch {
     /// facilitating the launch of a distant server. Options are key-value pairs separated by comma.
     ///
     /// E.g. `key="value",key2="value2"`
-    #[arg(long, default_value = "", value_parser = parse_secret, display_order = 8)]
+    ///
+    /// [default: ]
+    #[arg(
+        long,
+        default_value = "",
+        hide_default_value = true,
+        value_parser = parse_secret,
+        display_order = 8
+    )]
     pub(crate) options: Secret,
     #[command(flatten)]
     pub(crate) network: Network,
@@ -249,7 +256,15 @@ pub(crate) struct Connect {
     /// facilitating the connection. Options are key-value pairs separated by comma.
     ///
     /// E.g. `key="value",key2="value2"`
-    #[arg(long, default_value = "", value_parser = parse_secret, display_order = 8)]
+    ///
+    /// [default: ]
+    #[arg(
+        long,
+        default_value = "",
+        hide_default_value = true,
+        value_parser = parse_secret,
+        display_order = 8
+    )]
     pub(crate) options: Secret,
     #[command(flatten)]
     pub(crate) network: Network,

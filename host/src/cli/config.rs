@@ -19,7 +19,7 @@ use serde::{Deserialize, Deserializer};
 use toml::{Table, Value};
 
 use super::arguments::{parse_bind_server, Access, Level};
-use crate::paths;
+use crate::{manager, paths, plugin};
 
 /// All of it.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -109,6 +109,10 @@ pub(crate) struct Manager {
     pub(crate) windows_pipe: Option<String>,
     /// `[manager.plugins]`: which plugin serves a scheme that more than one can.
     pub(crate) plugins: BTreeMap<String, String>,
+    /// `[manager.limits]`: what a launch and a client may take.
+    pub(crate) limits: manager::Limits,
+    /// `[manager.worker]`: what a worker may take.
+    pub(crate) worker: plugin::Limits,
 }
 
 /// `[server]`
@@ -151,7 +155,7 @@ pub(crate) struct ServerWatch {
 }
 
 /// Every key that something reads. `*` stands for any name.
-const KNOWN: [&str; 29] = [
+const KNOWN: [&str; 47] = [
     "client.api.timeout",
     "client.connect.options",
     "client.launch.args",
@@ -166,11 +170,29 @@ const KNOWN: [&str; 29] = [
     "client.unix_socket",
     "client.windows_pipe",
     "manager.access",
+    "manager.limits.backlog",
+    "manager.limits.channels",
+    "manager.limits.connect",
+    "manager.limits.kill",
+    "manager.limits.launches",
+    "manager.limits.offers",
+    "manager.limits.patience",
+    "manager.limits.pending",
+    "manager.limits.plugin",
+    "manager.limits.question",
+    "manager.limits.questions",
+    "manager.limits.slow",
+    "manager.limits.ticket",
     "manager.log_file",
     "manager.log_level",
     "manager.plugins.*",
     "manager.unix_socket",
     "manager.windows_pipe",
+    "manager.worker.grace",
+    "manager.worker.hello",
+    "manager.worker.output",
+    "manager.worker.output_rate",
+    "manager.worker.terminate",
     "server.listen.current_dir",
     "server.listen.host",
     "server.listen.port",
@@ -287,9 +309,7 @@ fn bind_server<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Bind
 }
 
 fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    let number = f64::deserialize(deserializer)?;
-    let wrong = || D::Error::custom("it has to be a number of seconds, 0 or more");
-    Duration::try_from_secs_f64(number).map(Some).map_err(|_| wrong())
+    crate::seconds::deserialize(deserializer).map(Some)
 }
 
 #[derive(Deserialize)]
@@ -377,6 +397,21 @@ mod tests {
         assert_eq!(config.client.launch.bind_server, Some(BindServer::Ssh));
         assert_eq!(config.manager.log_level, Some(Level::Trace));
         assert_eq!(config.server.watch.debounce_timeout, Some(Duration::from_millis(500)));
+    }
+
+    #[test]
+    fn limits_are_numbers_and_seconds() {
+        let text = "[manager.limits]\nlaunches = 2\nplugin = 1.5\n[manager.worker]\ngrace = 3";
+        let config = load([text, ""]).unwrap();
+        assert_eq!(config.unknown, Vec::<String>::new());
+        let limits = manager::Limits {
+            launches: 2,
+            plugin: Duration::from_millis(1500),
+            ..manager::Limits::default()
+        };
+        assert_eq!(config.manager.limits, limits);
+        assert_eq!(config.manager.worker.grace, Duration::from_secs(3));
+        assert!(load(["[manager.limits]\nslow = -1", ""]).is_err());
     }
 
     #[test]

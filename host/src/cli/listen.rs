@@ -119,6 +119,8 @@ fn settings(
         Access::Group => manager::Access::Group,
         Access::Anyone => manager::Access::Anyone,
     };
+    settings.limits = context.config.manager.limits.clone();
+    settings.plugins.limits = context.config.manager.worker.clone();
     for (name, path) in &arguments.plugins {
         settings.plugins.named.push((name.clone(), absolute(paths::expand(path))?));
     }

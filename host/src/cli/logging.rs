@@ -14,6 +14,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::Layer;
 
 use super::arguments::Level;
+use super::config::Config;
 use super::{Context, Failure};
 use crate::paths;
 
@@ -31,28 +32,30 @@ pub(crate) enum Role {
     Server,
 }
 
-/// Where a process of this kind logs, if nothing else was said.
-pub(crate) fn default_file(role: Role) -> PathBuf {
-    let name = match role {
-        Role::Client => "client.log",
-        Role::Manager => "manager.log",
-        Role::Server => "server.log",
-    };
-    paths::cache_dir().join(name)
+impl Role {
+    fn default_file(self) -> PathBuf {
+        let name = match self {
+            Self::Client => "client.log",
+            Self::Manager => "manager.log",
+            Self::Server => "server.log",
+        };
+        paths::cache_dir().join(name)
+    }
+
+    fn configured(self, config: &Config) -> (Option<&Path>, Option<Level>) {
+        let (file, level) = match self {
+            Self::Client => (&config.client.log_file, config.client.log_level),
+            Self::Manager => (&config.manager.log_file, config.manager.log_level),
+            Self::Server => (&config.server.log_file, config.server.log_level),
+        };
+        (file.as_deref(), level)
+    }
 }
 
-/// Where this process logs: the flag, or the configuration, or the default.
-pub(crate) fn file(context: &Context, role: Role) -> PathBuf {
-    named_file(context, role).map_or_else(|| default_file(role), |path| paths::expand(&path))
-}
-
-fn named_file(context: &Context, role: Role) -> Option<PathBuf> {
-    let configured = match role {
-        Role::Client => &context.config.client.log_file,
-        Role::Manager => &context.config.manager.log_file,
-        Role::Server => &context.config.server.log_file,
-    };
-    context.common.log_file.clone().or_else(|| configured.clone())
+/// Where a manager logs that is started without flags.
+pub(crate) fn manager_file(config: &Config) -> PathBuf {
+    let (file, _) = Role::Manager.configured(config);
+    file.map_or_else(|| Role::Manager.default_file(), paths::expand)
 }
 
 /// Begins to log.
@@ -61,21 +64,19 @@ fn named_file(context: &Context, role: Role) -> Option<PathBuf> {
 ///
 /// A file that was asked for cannot be written. Without the default one the process goes on.
 pub(crate) fn start(context: &Context, role: Role) -> Result<(), Failure> {
-    let configured = match role {
-        Role::Client => context.config.client.log_level,
-        Role::Manager => context.config.manager.log_level,
-        Role::Server => context.config.server.log_level,
-    };
-    let level = filter(context.common.log_level.or(configured).unwrap_or_default());
+    let common = &context.common;
+    let (file, level) = role.configured(&context.config);
+    let level = filter(common.log_level.or(level).unwrap_or_default());
     if level == LevelFilter::OFF {
         return Ok(());
     }
-    let path = file(context, role);
+    let named = common.log_file.as_deref().or(file);
+    let path = named.map_or_else(|| role.default_file(), paths::expand);
     let log = match open(&path) {
         Ok(log) => log,
         Err(error) => {
             let message = format!("cannot write the log file `{}`", path.display());
-            if named_file(context, role).is_some() {
+            if named.is_some() {
                 return Err(LaunchError::new(ErrorKind::Other, message).because(&error).into());
             }
             context.terminal.warn(&format!("{message}: {error}"));

@@ -90,7 +90,10 @@ fn show_list(
 }
 
 async fn show_info(manager: &ManagerClient, id: u32, context: &Context) -> Result<(), LaunchError> {
-    let ManagerResponse::Info(info) = manager.ask(&ManagerRequest::Info { id }).await? else {
+    let reply = manager.ask(&ManagerRequest::Info { id }).await;
+    let ManagerResponse::Info(info) =
+        reply.map_err(|error| about(id, "no information about", error))?
+    else {
         return Err(unexpected());
     };
     if context.terminal.format() == Format::Json {
@@ -123,10 +126,18 @@ fn parts(destination: &str) -> [String; 3] {
 }
 
 async fn kill(manager: &ManagerClient, id: u32, context: &Context) -> Result<(), LaunchError> {
-    match manager.ask(&ManagerRequest::Kill { id }).await? {
+    let reply = manager.ask(&ManagerRequest::Kill { id }).await;
+    match reply.map_err(|error| about(id, "cannot end", error))? {
         ManagerResponse::Killed => done(context),
         _ => Err(unexpected()),
     }
+}
+
+/// Says which connection an error is about; the manager does not.
+fn about(id: u32, what: &str, error: LaunchError) -> LaunchError {
+    LaunchError::new(error.kind, format!("{what} the connection {id}"))
+        .caused_by(error.one_line())
+        .with_hint("`distant manager list` shows the connections")
 }
 
 fn done(context: &Context) -> Result<(), LaunchError> {
@@ -139,8 +150,6 @@ fn done(context: &Context) -> Result<(), LaunchError> {
 /// Ends the manager. Ours replies when everything has ended and closes the connection; a released
 /// one takes the request for a question about its version.
 async fn stop(manager: &ManagerClient, context: &Context) -> Result<(), LaunchError> {
-    let socket = UnixStream::connect(manager.socket());
-    let process = socket.ok().and_then(|it| rustix::net::sockopt::socket_peercred(it).ok());
     let mut replies = manager.send_stop().await?;
     match replies.next().await {
         // It may be gone before its last words are through.
@@ -152,6 +161,8 @@ async fn stop(manager: &ManagerClient, context: &Context) -> Result<(), LaunchEr
         Err(_) => {
             let error = LaunchError::new(ErrorKind::Other, "the manager does not stop on request")
                 .caused_by("it seems to be a manager of distant 0.20.0");
+            let socket = UnixStream::connect(manager.socket());
+            let process = socket.ok().and_then(|it| rustix::net::sockopt::socket_peercred(it).ok());
             Err(match process {
                 Some(credentials) => error.with_hint(format!(
                     "end its process: `kill {}`; the servers that it launched stay",

@@ -13,9 +13,8 @@ use distant_plugin_api::message::ErrorKind;
 use distant_plugin_api::LaunchError;
 
 use super::arguments::Network;
-use super::logging::{self, Role};
 use super::person::Person;
-use super::{listen, terminal, Context};
+use super::{listen, logging, terminal, Context};
 use crate::paths;
 use crate::wire::client::{Authenticator, Client, ClientOptions, ConnectError, Replies, Status};
 use crate::wire::envelope::{Request, Response};
@@ -163,6 +162,8 @@ struct Found {
 enum Absent {
     /// Nobody listens there.
     Nobody(io::Error),
+    /// This user may not use it.
+    Denied(io::Error),
     /// Somebody does, or it is not for us; another socket would not be what was meant.
     Broken(LaunchError),
 }
@@ -176,6 +177,7 @@ async fn find(
         let path = paths::expand(path);
         return connect(&path).await.map_err(|absent| match absent {
             Absent::Broken(error) => error,
+            Absent::Denied(reason) => unusable(&path, &reason),
             Absent::Nobody(reason) => {
                 let message = format!("no manager listens on `{}`", path.display());
                 LaunchError::new(ErrorKind::Unreachable, message).because(&reason).with_hint(
@@ -191,6 +193,7 @@ async fn find(
     match first(&sockets).await {
         Ok(found) => Ok(found),
         Err(Absent::Broken(error)) => Err(error),
+        Err(Absent::Denied(reason)) => Err(unusable(&sockets[0], &reason)),
         Err(Absent::Nobody(_)) if missing == Missing::Start => start(context, &sockets).await,
         Err(Absent::Nobody(_)) => {
             let places = sockets.map(|path| format!("nobody listens on `{}`", path.display()));
@@ -209,7 +212,11 @@ async fn first(sockets: &[PathBuf; 2]) -> Result<Found, Absent> {
         return Err(Absent::Broken(error));
     }
     match connect(&sockets[0]).await {
-        Err(Absent::Nobody(_)) => connect(&sockets[1]).await,
+        Err(Absent::Nobody(_)) => match connect(&sockets[1]).await {
+            // Others' manager is as good as none.
+            Err(Absent::Denied(reason)) => Err(Absent::Nobody(reason)),
+            found => found,
+        },
         found => found,
     }
 }
@@ -238,23 +245,26 @@ async fn connect(path: &Path) -> Result<Found, Absent> {
                 std::mem::take(&mut *heard.lock().unwrap_or_else(PoisonError::into_inner));
             Ok(Found { client, socket: path.to_owned(), messages })
         }
-        Err(ConnectError::Refused { source } | ConnectError::Io { source })
-            if is_nobody(&source) =>
-        {
-            Err(Absent::Nobody(source))
+        Err(ConnectError::Refused { source } | ConnectError::Io { source }) => {
+            Err(absent(path, source))
         }
-        Err(error) => {
-            let message = format!("the manager on `{}` cannot be used", path.display());
-            Err(Absent::Broken(LaunchError::new(ErrorKind::Unreachable, message).because(&error)))
-        }
+        Err(error) => Err(Absent::Broken(unusable(path, &error))),
     }
 }
 
-fn is_nobody(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::NotADirectory
-    )
+fn absent(path: &Path, error: io::Error) -> Absent {
+    match error.kind() {
+        io::ErrorKind::NotFound
+        | io::ErrorKind::ConnectionRefused
+        | io::ErrorKind::NotADirectory => Absent::Nobody(error),
+        io::ErrorKind::PermissionDenied => Absent::Denied(error),
+        _ => Absent::Broken(unusable(path, &error)),
+    }
+}
+
+fn unusable(path: &Path, error: &dyn std::error::Error) -> LaunchError {
+    let message = format!("the manager on `{}` cannot be used", path.display());
+    LaunchError::new(ErrorKind::Unreachable, message).because(error)
 }
 
 /// Starts the user's own manager, and connects to it or to one that somebody else has started
@@ -269,7 +279,7 @@ async fn start(context: &Context, sockets: &[PathBuf; 2]) -> Result<Found, Launc
     match (first(sockets).await, started) {
         (Ok(found), _) => Ok(found),
         (Err(Absent::Broken(error)), Ok(_)) => Err(error),
-        (Err(Absent::Nobody(reason)), Ok(_)) => {
+        (Err(Absent::Nobody(reason) | Absent::Denied(reason)), Ok(_)) => {
             let message = "a manager was started but does not listen";
             Err(LaunchError::new(ErrorKind::Unreachable, message).because(&reason))
         }
@@ -282,7 +292,7 @@ async fn start(context: &Context, sockets: &[PathBuf; 2]) -> Result<Found, Launc
             error.causes.extend(reason.causes);
             let log = format!(
                 "the manager's log is `{}`",
-                logging::file(context, Role::Manager).display()
+                logging::manager_file(&context.config).display()
             );
             Err(error.with_hint(reason.hint.map_or(log.clone(), |hint| format!("{hint}\n{log}"))))
         }

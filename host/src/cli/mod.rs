@@ -26,6 +26,7 @@ mod tty;
 
 use std::ffi::{OsStr, OsString};
 use std::future::Future;
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -38,6 +39,8 @@ use arguments::{Arguments, Command, Common, Format, Manager, Network};
 use config::Config;
 use terminal::Terminal;
 
+#[cfg(test)]
+use crate::paths;
 use crate::plugin::worker;
 
 /// The exit code of a command line that makes no sense.
@@ -253,6 +256,7 @@ impl Command {
             Self::Connect(it) => it.format.format,
             Self::Api(_) => Format::Json,
             Self::Manager(it) => it.format(),
+            Self::Plugin(it) => it.format(),
             _ => Format::Shell,
         }
     }
@@ -279,7 +283,12 @@ impl Manager {
 }
 
 fn parse(arguments: &[OsString]) -> Result<Arguments, clap::Error> {
-    let matches = Arguments::command().try_get_matches_from(arguments)?;
+    let command = match io::stdout().is_terminal() {
+        true => Arguments::command(),
+        // Whoever pipes the help has a width of their own.
+        false => Arguments::command().term_width(0),
+    };
+    let matches = command.try_get_matches_from(arguments)?;
     Arguments::from_arg_matches(&matches)
 }
 
@@ -311,5 +320,55 @@ mod tests {
     #[test]
     fn clap_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_of_launch_is_that_of_0_20() {
+        let error = Arguments::command()
+            .term_width(0)
+            .try_get_matches_from(["distant", "launch", "--help"])
+            .unwrap_err();
+        let cache = paths::cache_file().display().to_string();
+        let shown =
+            error.render().to_string().replace(&cache, "/home/runner/.cache/distant/cache.toml");
+        let lines = |text: &str| text.lines().map(|line| line.trim_end().to_owned()).collect();
+        let (shown, page): (Vec<String>, Vec<String>) =
+            (lines(&shown), lines(include_str!("launch_help.txt")));
+        // What is below them are words of our own.
+        assert_eq!(shown[..page.len()], page);
+    }
+
+    #[test]
+    fn a_password_is_taken_out_of_what_clap_repeats() {
+        let shown = |line: &[&str]| {
+            let given: Vec<OsString> = line.iter().map(Into::into).collect();
+            let error = parse(&given).unwrap_err();
+            hide_passwords(error.render().to_string(), &given)
+        };
+        let text = shown(&["distant", "launch", "box", "ssh://me:hunter2@box"]);
+        assert!(text.contains("ssh://me:[redacted]@box"), "{text}");
+        let text = shown(&["distant", "ssh://me:hunt:er2@a@box"]);
+        assert!(!text.contains("er2"), "{text}");
+    }
+
+    #[test]
+    fn signals_have_the_exit_codes_of_a_shell() {
+        let terminal = Terminal::new(Format::Shell);
+        for (kind, code) in [(SignalKind::interrupt(), 130), (SignalKind::terminate(), 143)] {
+            let shown = format!("{:?}", Failure::Interrupted(kind).report(&terminal));
+            assert_eq!(shown, format!("{:?}", ExitCode::from(code)));
+        }
+    }
+
+    #[test]
+    fn a_command_of_the_released_program_says_where_it_is() {
+        for line in
+            [&["distant", "fs", "read", "--help", "/x"][..], &["distant", "shell", "--", "a"]]
+        {
+            assert!(parse(&line.iter().map(Into::into).collect::<Vec<_>>()).is_ok(), "{line:?}");
+        }
+        let Failure::Usage(error) = elsewhere("fs") else { panic!() };
+        assert_eq!(error.message, "`distant fs` is not part of this program");
+        assert!(error.hint.unwrap().starts_with("distant 0.20.0 has `distant fs`"));
     }
 }

@@ -21,8 +21,6 @@ use super::arguments::Format;
 
 /// How often the spinner turns.
 const TICK: Duration = Duration::from_millis(100);
-/// How long nothing is shown, so that what is quick does not flicker.
-const CALM: Duration = Duration::from_millis(150);
 
 /// Where a command writes.
 pub(crate) struct Terminal {
@@ -141,9 +139,7 @@ impl Terminal {
         let bar = spinner.get_or_insert_with(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
             bar.set_style(ProgressStyle::default_spinner());
-            let calm = bar.clone();
-            // A thread of its own would outlive the bar; the ticker is indicatif's and ends with it.
-            calm.enable_steady_tick(TICK.max(CALM));
+            bar.enable_steady_tick(TICK);
             bar
         });
         bar.set_message(stage_text(progress));

@@ -65,14 +65,15 @@ impl Tty {
     ///
     /// Dropping the future makes what is typed visible again.
     pub(crate) async fn ask(&self, prompt: &str, echo: bool) -> io::Result<Option<Secret>> {
-        let hidden = if echo { None } else { Some(hide(&self.output)?) };
+        let mut question = Question {
+            _hidden: if echo { None } else { Some(hide(&self.output)?) },
+            tty: self,
+            needs_newline: true,
+        };
         // Only now, so that nothing that is typed at the prompt is seen.
         self.write(prompt)?;
         let line = self.line().await;
-        drop(hidden);
-        if !echo || matches!(line, Ok(None)) {
-            self.write("\n")?;
-        }
+        question.needs_newline = !echo || !matches!(line, Ok(Some(_)));
         line
     }
 
@@ -96,6 +97,22 @@ impl Tty {
                 let text = std::str::from_utf8(&line[..end]).map_err(io::Error::other)?;
                 return Ok(Some(Secret::new(text.strip_suffix('\r').unwrap_or(text))));
             }
+        }
+    }
+}
+
+/// A question that is open. However it ends, what comes next begins a line.
+struct Question<'a> {
+    _hidden: Option<Restore<'a>>,
+    tty: &'a Tty,
+    needs_newline: bool,
+}
+
+impl Drop for Question<'_> {
+    fn drop(&mut self) {
+        if self.needs_newline {
+            // The terminal is gone then.
+            let _ = self.tty.write("\n");
         }
     }
 }

@@ -12,11 +12,12 @@ use tokio::sync::{mpsc, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::connections::Connection;
-use super::requester::Requester;
+use super::requester::{Requester, Session};
 use super::service::Manager;
+use crate::wire::channel;
 use crate::wire::client::Replies;
 use crate::wire::envelope::{Request, Response};
-use crate::wire::message::{ManagerResponse, UntypedRequest};
+use crate::wire::message::{Header, ManagerResponse};
 
 /// What a waiting response takes beside its payload.
 const OVERHEAD: usize = 256;
@@ -25,6 +26,8 @@ const OVERHEAD: usize = 256;
 struct Channel {
     client: u32,
     connection: Arc<Connection>,
+    /// Held while a request waits for room, so that those behind it stay behind it.
+    turn: tokio::sync::Mutex<()>,
     /// Fires when its client closes it.
     closed: CancellationToken,
 }
@@ -60,23 +63,31 @@ impl Channels {
 
     /// Sends a request through a channel; waits while the server does not keep up.
     ///
+    /// Requests go in the order of the first polls of their futures.
+    ///
     /// # Errors
     ///
     /// What to tell the client.
     pub(super) async fn send(
         &self,
-        client: u32,
+        session: &Session,
         id: u32,
-        request: UntypedRequest,
+        mut request: Request,
     ) -> Result<(), String> {
-        let channel = self.get(client, id).ok_or(NOT_OPEN)?;
-        let mut request = Request::from(request);
+        let channel = self.get(session.connection, id).ok_or(NOT_OPEN)?;
         request.id = format!("{id}_{}", request.id);
-        tokio::select! {
-            sent = channel.connection.client.fire(request) => sent.map_err(|_| NOT_OPEN.to_owned()),
-            () = channel.closed.cancelled() => Err(NOT_OPEN.to_owned()),
-            () = channel.connection.over.cancelled() => Err(NOT_OPEN.to_owned()),
-        }
+        let sent = async {
+            let _turn = channel.turn.lock().await;
+            channel.connection.client.fire(request).await.is_ok()
+        };
+        let is_sent = tokio::select! {
+            biased;
+            is_sent = sent => is_sent,
+            () = channel.closed.cancelled() => false,
+            () = channel.connection.over.cancelled() => false,
+            () = session.gone.cancelled() => false,
+        };
+        is_sent.then_some(()).ok_or_else(|| NOT_OPEN.to_owned())
     }
 
     /// Closes a channel.
@@ -108,9 +119,10 @@ pub(super) async fn open(
         format!("there are {} open channels already, close one first", manager.limits.channels)
     })?;
     let client = requester.session.connection;
-    let channel = Arc::new(Channel { client, connection, closed: CancellationToken::new() });
+    let (turn, closed) = (tokio::sync::Mutex::default(), CancellationToken::new());
+    let channel = Arc::new(Channel { client, connection, turn, closed });
     let id = manager.channels.add(&channel);
-    let replies = channel.connection.client.route(&id.to_string());
+    let replies = channel.connection.client.route(id.to_string());
     let manager = Arc::clone(manager);
     // In order: no reply of the server can come before this one.
     requester.tell(&ManagerResponse::ChannelOpened { id }).await;
@@ -187,8 +199,8 @@ async fn deliver(requester: &Requester, id: u32, mut queue: mpsc::UnboundedRecei
         if let Some((_, origin)) = response.origin_id.split_once('_') {
             response.origin_id = origin.to_owned();
         }
-        let response = ManagerResponse::Channel { id, response: response.into() };
-        if requester.reply(&response).await.is_err() {
+        let payload = channel::response(id, &response);
+        if requester.reply.send_bytes(Header::new(), payload).await.is_err() {
             break;
         }
     }

@@ -19,6 +19,9 @@ pub(super) enum KillError {
     /// It did not go in time.
     #[error("its server did not end within {} s", .0.as_secs())]
     TimedOut(Duration),
+    /// It is out of reach.
+    #[error("its server cannot be reached")]
+    Unreachable,
     /// Nobody knows how to end it.
     #[error("its server does not end when told to, and its process is not known")]
     NoWay,
@@ -28,8 +31,12 @@ pub(super) enum KillError {
 pub(super) async fn end(connection: &Connection, limit: Duration) -> Result<(), KillError> {
     let deadline = Instant::now() + limit;
     let ended = tokio::time::timeout_at(deadline, end_server(connection)).await;
+    let was_reachable = *connection.client.status().borrow() == Status::Connected;
     connection.client.close();
-    let result = ended.unwrap_or(Err(KillError::TimedOut(limit)));
+    let result = ended.unwrap_or(Err(match was_reachable {
+        true => KillError::TimedOut(limit),
+        false => KillError::Unreachable,
+    }));
     match &result {
         Ok(()) => tracing::info!(connection = connection.id, "killed"),
         Err(error) => tracing::warn!(connection = connection.id, "killed, but {error}"),

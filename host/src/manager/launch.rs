@@ -135,9 +135,10 @@ impl Launch {
     async fn run<P>(mut self, permits: P) -> Result<(), LaunchError> {
         match self.until_redeemed().await {
             Ok((proven, redemption)) => {
+                let winner = proven.offer.id;
                 let (connection, resident) = self.commit(proven, redemption);
                 drop(permits);
-                self.reside(&connection, &resident).await;
+                self.reside(&connection, &resident, winner).await;
                 Ok(())
             }
             Err(error) => {
@@ -292,8 +293,7 @@ impl Launch {
         );
         let open: Vec<_> = self.offers.open().map(|offer| offer.id).collect();
         for id in open {
-            let by = (id != offer.id).then_some(offer.id);
-            self.verdict(id, VerdictKind::Connected { by });
+            self.verdict(id, connected(id, offer.id));
         }
         // The client may have gone since; the connection is there for the next one.
         let _ = redemption.redeemed.send(connection.id);
@@ -301,7 +301,7 @@ impl Launch {
     }
 
     /// Stays with a worker that holds something, and with one that does not until it is gone.
-    async fn reside(mut self, connection: &Arc<Connection>, resident: &Resident) {
+    async fn reside(mut self, connection: &Connection, resident: &Resident, winner: u64) {
         let _gone = resident.gone.clone().drop_guard();
         self.questions.clear();
         let mut is_cancelled = false;
@@ -318,8 +318,9 @@ impl Launch {
                         self.process.send(HostMessage::Answer(answer));
                     }
                     Event::Message(PluginMessage::Offer(offer)) => {
-                        self.verdict(offer.id, VerdictKind::Connected { by: None });
+                        self.verdict(offer.id, connected(offer.id, winner));
                     }
+                    Event::Message(PluginMessage::Done) => {}
                     Event::Message(message) => self.hear(message),
                 },
                 () = resident.end.cancelled(), if !is_cancelled => {
@@ -362,6 +363,11 @@ impl Launch {
         let message = format!("plugin `{}` {what}", self.plan.entry.name);
         LaunchError::new(ErrorKind::Plugin, message)
     }
+}
+
+/// The verdict on an offer of a launch that one of its offers has won.
+fn connected(offer: u64, winner: u64) -> VerdictKind {
+    VerdictKind::Connected { by: (offer != winner).then_some(winner) }
 }
 
 /// Waits for the ticket, once there is one: until it is shown, or its time is over.

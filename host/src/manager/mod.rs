@@ -19,6 +19,9 @@ mod service;
 mod socket;
 mod tickets;
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,6 +34,9 @@ use crate::plugin;
 use crate::wire::server::{serve, ServerOptions};
 use service::{Manager, Requests};
 use socket::Socket;
+
+/// Requests of one client that wait for their server to take them; the rest wait unread.
+const REQUESTS: usize = 128;
 
 /// Whom the socket is for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -70,7 +76,8 @@ impl Settings {
 }
 
 /// What a launch and a client may take.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+#[serde(default)]
 pub struct Limits {
     /// Launches that run at the same time, from the worker's start to the verdict; the rest wait.
     pub launches: usize,
@@ -78,26 +85,33 @@ pub struct Limits {
     pub pending: usize,
     /// For all that a plugin does itself, from the request to its first offer. `timeout` comes on
     /// top; while a question is open this clock stands still.
+    #[serde(deserialize_with = "crate::seconds::deserialize")]
     pub plugin: Duration,
     /// For somebody to answer a question.
+    #[serde(deserialize_with = "crate::seconds::deserialize")]
     pub question: Duration,
     /// Questions of one launch that are open at the same time; more are cancelled.
     pub questions: usize,
     /// Offers of one launch; more end it.
     pub offers: usize,
     /// Silence after which a plugin is told to offer another way.
+    #[serde(deserialize_with = "crate::seconds::deserialize")]
     pub slow: Duration,
     /// For the ticket of a launch to be redeemed.
+    #[serde(deserialize_with = "crate::seconds::deserialize")]
     pub ticket: Duration,
     /// For a connection that was asked for by hand.
+    #[serde(deserialize_with = "crate::seconds::deserialize")]
     pub connect: Duration,
     /// For a server to end, and for all of them when the manager does.
+    #[serde(deserialize_with = "crate::seconds::deserialize")]
     pub kill: Duration,
     /// Channels of one client that are open at the same time.
     pub channels: usize,
     /// Bytes from servers that one client has not taken yet.
     pub backlog: usize,
     /// How long a client that does not take them may hold up a server's connection.
+    #[serde(deserialize_with = "crate::seconds::deserialize")]
     pub patience: Duration,
 }
 
@@ -188,9 +202,10 @@ pub async fn run(settings: Settings, ready: impl FnOnce()) -> Result<(), Manager
     let (socket, listener) = Socket::bind(&settings.socket, settings.access).await?;
     let manager = Arc::new(Manager::new(settings.plugins, settings.limits));
     let service = Arc::new(Requests(Arc::clone(&manager)));
+    let options = ServerOptions { requests: REQUESTS, ..ServerOptions::unix() };
     let shutdown = CancellationToken::new();
     let _closes = shutdown.clone().drop_guard();
-    let serving = tokio::spawn(serve(listener, ServerOptions::unix(), service, shutdown.clone()));
+    let serving = tokio::spawn(serve(listener, options, service, shutdown.clone()));
     tracing::info!(socket = %settings.socket.display(), "the manager is ready");
     ready();
 
@@ -211,19 +226,28 @@ pub async fn run(settings: Settings, ready: impl FnOnce()) -> Result<(), Manager
 }
 
 /// The signals that end a manager.
-struct Signals([Signal; 3]);
+struct Signals(Vec<Signal>);
 
 impl Signals {
     fn listen() -> io::Result<Self> {
-        Ok(Self([
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::interrupt())?,
-            signal(SignalKind::hangup())?,
-        ]))
+        let mut kinds = vec![SignalKind::terminate(), SignalKind::interrupt()];
+        if !is_hangup_ignored() {
+            kinds.push(SignalKind::hangup());
+        }
+        kinds.into_iter().map(signal).collect::<io::Result<_>>().map(Self)
     }
 
     async fn any(&mut self) {
         let received = self.0.iter_mut().map(|signal| Box::pin(signal.recv()));
         futures::future::select_all(received).await;
     }
+}
+
+/// Whether whoever started this process wants it to outlive its terminal, as `nohup` does.
+fn is_hangup_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    // The lowest bit stands for signal 1, which is SIGHUP.
+    mask.is_some_and(|mask| mask & 1 == 1)
 }

@@ -46,6 +46,7 @@ pub(super) struct Offers {
     timeout: Duration,
     slow: Duration,
     deadline: Option<Instant>,
+    is_decided: bool,
     made: BTreeMap<u64, Made>,
     tries: FuturesUnordered<BoxFuture<'static, Tried>>,
 }
@@ -57,6 +58,7 @@ impl Offers {
             timeout,
             slow,
             deadline: None,
+            is_decided: false,
             made: BTreeMap::new(),
             tries: FuturesUnordered::new(),
         }
@@ -78,12 +80,15 @@ impl Offers {
             }
             return;
         }
+        self.made.insert(offer.id, Made { verdict: None, offer: offer.clone() });
+        if self.is_decided {
+            return;
+        }
         let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + self.timeout);
         let (id, slow) = (offer.id, if is_hopeless { Duration::ZERO } else { self.slow });
         let silence = tokio::time::sleep(slow);
         self.tries.push(silence.map(move |()| Tried::Verdict(id, VerdictKind::Slow)).boxed());
-        self.tries.push(attempt(offer.clone(), deadline, self.timeout).boxed());
-        self.made.insert(id, Made { verdict: None, offer });
+        self.tries.push(attempt(offer, deadline, self.timeout).boxed());
     }
 
     /// Waits for the next result; for ever while nothing is tried. Cancel-safe.
@@ -104,8 +109,9 @@ impl Offers {
         std::future::pending().await
     }
 
-    /// Ends every try.
+    /// Ends every try, and begins none any more; offers stay open.
     pub(super) fn stop(&mut self) {
+        self.is_decided = true;
         self.tries.clear();
     }
 

@@ -71,7 +71,8 @@ impl Plan {
             options: checked.plugin,
             server,
             interactive: client.is_none_or(|it| it.interactive),
-            environment: client.map(environment).unwrap_or_default(),
+            // A 0.20.0 client says nothing of its environment: the manager's is the best guess.
+            environment: client.map_or_else(paths::launch_environment, environment),
             cwd: client.and_then(|it| it.cwd.clone()).filter(|cwd| cwd.is_absolute()),
         };
         Ok(Self { entry, request, timeout: checked.timeout, verbose, shown })
@@ -113,7 +114,7 @@ fn environment(client: &ClientExtension) -> std::collections::BTreeMap<String, S
 
 /// The options as they may be listed.
 fn without_secrets(given: &Options, entry: &Entry, scheme: &str) -> Options {
-    let schema = options::schema(&entry.manifest);
+    let schema = options::schema(entry);
     let prefix = format!("{scheme}.");
     let is_secret = |key: &str| {
         let bare = key.strip_prefix(&prefix).unwrap_or(key);

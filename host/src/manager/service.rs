@@ -1,9 +1,13 @@
 //! What the manager answers to each request.
 
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use distant_plugin_api::secret::Secret;
 use distant_plugin_api::{ErrorKind, LaunchError};
+use futures::FutureExt;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -16,6 +20,7 @@ use super::requester::{extension, Requester, Session};
 use super::tickets::Tickets;
 use super::{connect, kill, launch, Limits};
 use crate::plugin::{self, Registry};
+use crate::wire::channel;
 use crate::wire::envelope::Request;
 use crate::wire::message::{ManagerRequest, ManagerResponse, PROTOCOL_VERSION};
 use crate::wire::server::{Peer, Reply, Service};
@@ -111,17 +116,15 @@ impl Manager {
     fn launch(
         self: &Arc<Self>,
         requester: Requester,
-        destination: distant_plugin_api::secret::Secret,
-        options: distant_plugin_api::secret::Secret,
+        destination: Secret,
+        options: Secret,
     ) -> Result<(), LaunchError> {
         let permit = Arc::clone(&requester.session.pending).try_acquire_owned().map_err(|_| {
             let message = format!("this client has {} launches already", self.limits.pending);
             LaunchError::new(ErrorKind::Other, message)
         })?;
-        let manager = Arc::clone(self);
-        self.launches.spawn(async move {
-            launch::run(manager, requester, destination, options, permit).await;
-        });
+        let launch = launch::run(Arc::clone(self), requester.clone(), destination, options, permit);
+        self.launches.spawn(answered(requester, launch));
         Ok(())
     }
 
@@ -161,7 +164,8 @@ impl Manager {
                 None
             }
             ManagerRequest::Connect { destination, options } => {
-                tokio::spawn(connect::run(self, requester, destination, options));
+                let connect = connect::run(self, requester.clone(), destination, options);
+                tokio::spawn(answered(requester, connect));
                 None
             }
             ManagerRequest::Authenticate { id, msg } => {
@@ -173,7 +177,7 @@ impl Manager {
                 None
             }
             ManagerRequest::Channel { id, request } => {
-                self.channels.send(client, id, request).await?;
+                self.channels.send(&requester.session, id, request.into()).await?;
                 None
             }
             ManagerRequest::CloseChannel { id } => {
@@ -209,6 +213,14 @@ impl From<String> for Failure {
     }
 }
 
+/// Sees to it that a request gets its answer even if what should give it panics.
+async fn answered(requester: Requester, answer: impl Future<Output = ()>) {
+    if AssertUnwindSafe(answer).catch_unwind().await.is_err() {
+        let message = "the manager failed to handle the request";
+        requester.fail(&LaunchError::new(ErrorKind::Other, message)).await;
+    }
+}
+
 fn version() -> ManagerResponse {
     let [major, minor, patch] = PROTOCOL_VERSION;
     ManagerResponse::Version { version: format!("{major}.{minor}.{patch}") }
@@ -221,9 +233,6 @@ pub(super) struct Requests(pub(super) Arc<Manager>);
 #[async_trait]
 impl Service for Requests {
     type Session = Session;
-
-    /// What goes through a channel must arrive in order; all that takes a while has its own task.
-    const IN_ORDER: bool = true;
 
     fn open(&self, connection: u32, peer: &Peer) -> Session {
         let limits = &self.0.limits;
@@ -249,6 +258,18 @@ impl Service for Requests {
     async fn handle(&self, session: Arc<Session>, request: Request, reply: Reply) {
         let extension = extension(&request.header).map(Arc::new);
         let requester = Requester { session, extension, reply };
+        if let Some(parsed) = channel::parse_request(&request.payload) {
+            let failure = match parsed {
+                // In the order of arrival, up to its first wait: see `Service::handle`.
+                Ok((id, request)) => self.0.channels.send(&requester.session, id, request).await,
+                Err(error) => return requester.fail(&invalid(&error.to_string())).await,
+            };
+            if let Err(description) = failure {
+                let error = LaunchError::new(ErrorKind::Other, description);
+                requester.fail(&error).await;
+            }
+            return;
+        }
         let request = match request.parse::<ManagerRequest>() {
             Ok(request) => request,
             Err(error) => return requester.fail(&invalid(&error.to_string())).await,

@@ -9,7 +9,7 @@ use std::fs::{File, Metadata};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use distant_plugin_api::message::PROTOCOL;
 use distant_plugin_api::Manifest;
@@ -55,6 +55,10 @@ impl Identity {
     }
 }
 
+/// Held while the cache is changed, so that plugins that are asked at the same time are all kept.
+/// Another process may still win; then a plugin is asked once more.
+static CHANGING: Mutex<()> = Mutex::new(());
+
 /// The manifests of files.
 pub(super) type Manifests = BTreeMap<Identity, Arc<Manifest>>;
 
@@ -85,6 +89,7 @@ fn read_entries(path: &Path) -> Option<Vec<Entry>> {
 /// Adds manifests to the cache, where another process may have added its own meanwhile. Older
 /// contents of the same files are forgotten.
 pub(super) fn add(path: &Path, new: &Manifests) {
+    let _alone = CHANGING.lock().unwrap_or_else(PoisonError::into_inner);
     let mut all = read(path);
     all.retain(|file, _| !new.keys().any(|it| it.path == file.path) && file.path.exists());
     all.extend(new.iter().map(|(file, manifest)| (file.clone(), Arc::clone(manifest))));

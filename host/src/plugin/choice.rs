@@ -74,7 +74,7 @@ pub(super) fn choose(all: &[Found], scheme: &str, wanted: Option<&str>) -> Choic
         return choice;
     }
     let tiers: [fn(Origin) -> bool; 3] =
-        [Origin::is_built_in, |it| it == Origin::Config, |it| it > Origin::Prefix];
+        [Origin::is_built_in, Origin::is_explicit, |it| it > Origin::Prefix];
     for is_in_tier in tiers {
         let tier = || selectable.iter().copied().filter(|&it| is_in_tier(all[it].candidate.origin));
         let unknown: Vec<_> = tier().filter(|&it| all[it].outcome.is_none()).collect();

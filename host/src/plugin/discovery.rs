@@ -29,6 +29,8 @@ pub enum Kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
+    /// A path on the command line.
+    CommandLine,
     /// A path in `plugins.toml`.
     Config,
     /// The folder of the running program.
@@ -48,6 +50,11 @@ impl Origin {
     /// taken over by a file that turns up elsewhere, unless somebody chooses it.
     pub(super) fn is_built_in(self) -> bool {
         matches!(self, Self::Program | Self::Prefix)
+    }
+
+    /// Whether somebody wrote down the path and the name.
+    pub(super) fn is_explicit(self) -> bool {
+        matches!(self, Self::CommandLine | Self::Config)
     }
 }
 
@@ -96,8 +103,20 @@ pub(super) struct Candidate {
 }
 
 /// Finds every file that may be a plugin, best first: of two with one name only the first counts.
-pub(super) fn find(config: &Config, folders: &[Folder]) -> Vec<Candidate> {
-    let mut candidates: Vec<_> = config.plugins.iter().filter_map(configured).collect();
+pub(super) fn find(
+    config: &Config,
+    named: &[(String, PathBuf)],
+    folders: &[Folder],
+) -> Vec<Candidate> {
+    let on_command_line = |(name, path): &(String, PathBuf)| {
+        let rules = rules(config, &plain(name));
+        Candidate::new(name, path.clone(), Origin::CommandLine, rules)
+    };
+    let mut candidates: Vec<_> = named.iter().map(on_command_line).collect();
+    candidates.extend(config.plugins.iter().filter_map(|(name, rules)| {
+        let path = paths::expand(rules.path.as_ref()?);
+        Some(Candidate::new(name, path, Origin::Config, rules.clone()))
+    }));
     for folder in folders {
         candidates.extend(in_folder(config, folder));
     }
@@ -111,17 +130,20 @@ pub(super) fn find(config: &Config, folders: &[Folder]) -> Vec<Candidate> {
     candidates
 }
 
-fn configured((name, rules): (&String, &Rules)) -> Option<Candidate> {
-    let path = paths::expand(rules.path.as_ref()?);
-    let is_library = path.extension().is_some_and(|it| it == "so" || it == "dylib");
-    let guess = if is_library { Kind::Library } else { Kind::Executable };
-    Some(Candidate {
-        name: plain(name),
-        path,
-        kind: rules.kind.unwrap_or(guess),
-        origin: Origin::Config,
-        rules: rules.clone(),
-    })
+impl Candidate {
+    /// Takes a file that somebody named; its kind is told by its name.
+    fn new(name: &str, path: PathBuf, origin: Origin, rules: Rules) -> Self {
+        let is_library = path.extension().is_some_and(|it| it == "so" || it == "dylib");
+        let guess = if is_library { Kind::Library } else { Kind::Executable };
+        let kind = rules.kind.unwrap_or(guess);
+        Self { name: plain(name), path, kind, origin, rules }
+    }
+}
+
+/// What `plugins.toml` says of a plugin whose path is not from there.
+fn rules(config: &Config, name: &str) -> Rules {
+    let rules = config.plugins.iter().find(|(key, it)| plain(key) == name && it.path.is_none());
+    rules.map(|(_, rules)| rules.clone()).unwrap_or_default()
 }
 
 fn in_folder(config: &Config, folder: &Folder) -> Vec<Candidate> {
@@ -129,8 +151,7 @@ fn in_folder(config: &Config, folder: &Folder) -> Vec<Candidate> {
     let named = |file: std::fs::DirEntry| {
         let file_name = file.file_name();
         let (kind, name) = classify(file_name.to_str()?)?;
-        let rules = config.plugins.iter().find(|(key, it)| plain(key) == name && it.path.is_none());
-        let rules = rules.map(|(_, rules)| rules.clone()).unwrap_or_default();
+        let rules = rules(config, &name);
         Some(Candidate { name, path: file.path(), kind, origin: folder.origin, rules })
     };
     let mut found: Vec<_> = files.filter_map(Result::ok).filter_map(named).collect();
@@ -206,17 +227,19 @@ mod tests {
         let text = "[plugins.mine]\npath = \"/opt/x.so\"\n[plugins.a]\nenabled = false\n";
         let config: Config = toml::from_str(text).unwrap();
 
-        let found = find(&config, &folders);
+        let named = [("given".to_owned(), PathBuf::from("/opt/given"))];
+        let found = find(&config, &named, &folders);
 
         let shown: Vec<_> = found.iter().map(|it| (it.name.as_str(), it.path.clone())).collect();
         let expected = [
+            ("given", PathBuf::from("/opt/given")),
             ("mine", PathBuf::from("/opt/x.so")),
             ("a", own.join("libdistant_plugin_a.so")),
             ("a", user.join("libdistant_plugin_a.so")),
             ("a", user.join("distant-plugin-a")),
         ];
         assert_eq!(shown, expected);
-        assert_eq!(found[0].kind, Kind::Library);
-        assert!(found[0].rules.is_enabled() && !found[1].rules.is_enabled());
+        assert_eq!((found[0].kind, found[1].kind), (Kind::Executable, Kind::Library));
+        assert!(found[1].rules.is_enabled() && !found[2].rules.is_enabled());
     }
 }

@@ -11,16 +11,20 @@ mod config;
 mod discovery;
 mod format;
 mod lines;
+mod listing;
 mod manifest;
 pub mod options;
 pub mod process;
+mod refusal;
 pub mod registry;
+mod supervisor;
 #[cfg(test)]
 mod support;
 mod trust;
 pub mod worker;
 
 pub use discovery::{Folder, Kind, Origin};
+pub use listing::{Listed, ServedScheme, State};
 pub use options::CheckedOptions;
 pub use process::{Event, Limits, Process};
-pub use registry::{Entry, Listed, Registry, ServedScheme, Settings, State};
+pub use registry::{Entry, Registry, Settings};

@@ -45,7 +45,12 @@ pub fn backend<'a>(options: &'a Options, scheme: &str) -> Option<&'a str> {
 }
 
 /// Every option that a launch through a plugin takes, the host's own first.
-pub fn schema(manifest: &Manifest) -> Schema {
+pub fn schema(entry: &Entry) -> Schema {
+    with_host_owned(&entry.manifest)
+}
+
+/// The options of a manifest behind those of the host.
+pub(crate) fn with_host_owned(manifest: &Manifest) -> Schema {
     let mut all = host_owned();
     all.extend(manifest.options.0.iter().cloned());
     Schema(all)
@@ -89,7 +94,7 @@ pub fn check(
     entry: &Entry,
     scheme: &str,
 ) -> Result<CheckedOptions, LaunchError> {
-    let mut plugin = schema(&entry.manifest).check(options, &entry.name, scheme)?;
+    let mut plugin = schema(entry).check(options, &entry.name, scheme)?;
     let timeout = plugin.duration_ms(TIMEOUT)?;
     let mut take = |key| plugin.remove(key).map(|it| it.trim().to_owned()).unwrap_or_default();
     take(TIMEOUT);

@@ -8,12 +8,11 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use distant_plugin_api::message::LogLevel;
 use distant_plugin_api::{ErrorKind, LaunchError, Manifest};
-use futures::future::join_all;
-use serde::Serialize;
+use futures::future::{join_all, TryFutureExt};
 use sha2::{Digest, Sha256};
 use tokio::sync::{OnceCell, Semaphore};
 use tokio_util::task::TaskTracker;
@@ -22,7 +21,9 @@ use super::cache::{self, Identity, Manifests};
 use super::choice::{choose, Choice, Found};
 use super::config::Config;
 use super::discovery::{find, plain, Candidate, Folder, Kind, Origin};
+use super::listing::{listed, Listed};
 use super::process::{Limits, Process, Workers};
+use super::refusal::{self, Wanted};
 use super::trust::{self, Complaint, Rule};
 use super::{format, manifest};
 use crate::paths;
@@ -31,10 +32,6 @@ use crate::paths;
 const ASKED_AT_ONCE: usize = 8;
 /// Contents of files that are remembered; then all are forgotten and asked again when needed.
 const REMEMBERED_MAX: usize = 1024;
-/// How many edits a scheme may be away from a known one to be taken for a typo of it.
-const TYPO_DISTANCE: usize = 2;
-/// What puts the plugins that belong to the program beside it, as in README.md.
-const BUILD_COMMAND: &str = "cargo build --release";
 
 /// Where plugins are looked for, and how their workers are run.
 #[derive(Debug, Clone)]
@@ -45,11 +42,10 @@ pub struct Settings {
     pub cache: PathBuf,
     /// The program that runs workers: this one.
     pub program: PathBuf,
+    /// Plugins that the command line names, with their files; they come before all others.
+    pub named: Vec<(String, PathBuf)>,
     /// The folders that are searched, in order; not all have to exist.
     pub folders: Vec<Folder>,
-    /// Plugins that are named on the command line, with their files: as if they stood in
-    /// `plugins.toml`.
-    pub named: Vec<(String, PathBuf)>,
     /// What each worker may take.
     pub limits: Limits,
 }
@@ -61,8 +57,8 @@ impl Default for Settings {
             config: paths::config_dir().join("plugins.toml"),
             cache: paths::cache_dir().join("plugins.json"),
             program: paths::executable_to_spawn(),
-            folders: Folder::usual(),
             named: Vec::new(),
+            folders: Folder::usual(),
             limits: Limits::default(),
         }
     }
@@ -113,58 +109,6 @@ impl Entry {
     }
 }
 
-/// What became of a plugin file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(tag = "state", rename_all = "snake_case")]
-pub enum State {
-    /// It serves at least one scheme without being asked for by name.
-    Used,
-    /// Others come first, for its name or for all of its schemes.
-    Shadowed {
-        /// Which.
-        by: String,
-    },
-    /// `plugins.toml` says `enabled = false`.
-    Disabled,
-    /// It cannot be run.
-    Broken {
-        /// Why.
-        reason: String,
-        /// What would mend it, such as a command.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        mend: Option<String>,
-    },
-}
-
-/// A scheme of a plugin.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct ServedScheme {
-    /// The scheme.
-    pub name: String,
-    /// The plugin that serves it without being asked for by name.
-    pub used: Option<String>,
-}
-
-/// A plugin file, whether it can be used or not.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Listed {
-    /// The name by which a person chooses it.
-    pub name: String,
-    /// Its file, as it was found.
-    pub path: PathBuf,
-    /// How it is run.
-    pub kind: Kind,
-    /// Where it was found.
-    pub origin: Origin,
-    /// What became of it.
-    #[serde(flatten)]
-    pub state: State,
-    /// Its schemes; empty if it is broken.
-    pub schemes: Vec<ServedScheme>,
-    /// What it says of itself; `None` if it is broken.
-    pub manifest: Option<Manifest>,
-}
-
 /// A file that was asked what it is.
 #[derive(Debug, Clone)]
 pub(super) struct Described {
@@ -180,15 +124,22 @@ struct Opened {
     file: Arc<OwnedFd>,
 }
 
-type Answer = Arc<OnceCell<Result<Arc<Manifest>, Complaint>>>;
+type Answer = Arc<OnceCell<Result<Arc<Manifest>, Failure>>>;
+
+/// A plugin that could not say what it is. That may be mended without a change of its file.
+#[derive(Debug, Clone)]
+struct Failure {
+    complaint: Complaint,
+    at: Instant,
+}
 
 /// Finds plugins and chooses among them. Share it in an [`Arc`].
 #[derive(Debug)]
 pub struct Registry {
     config: PathBuf,
     cache: PathBuf,
-    folders: Vec<Folder>,
     named: Vec<(String, PathBuf)>,
+    folders: Vec<Folder>,
     workers: Workers,
     /// What files said of themselves, and which are being asked: `None` before the first look.
     answers: Mutex<Option<HashMap<Identity, Answer>>>,
@@ -198,10 +149,10 @@ pub struct Registry {
 impl Registry {
     /// Makes a registry; it reads nothing before it is asked something.
     pub fn new(settings: Settings) -> Self {
-        let Settings { config, cache, program, folders, named, limits } = settings;
+        let Settings { config, cache, program, named, folders, limits } = settings;
         let workers = Workers { program, limits, running: TaskTracker::new() };
         let asking = Semaphore::new(ASKED_AT_ONCE);
-        Self { config, cache, folders, named, workers, answers: Mutex::new(None), asking }
+        Self { config, cache, named, folders, workers, answers: Mutex::new(None), asking }
     }
 
     /// Chooses the plugin for a scheme: the one named `backend`, else the one that `plugins.toml`
@@ -220,26 +171,33 @@ impl Registry {
         let scheme = scheme.to_lowercase();
         let (config, mut found) = self.survey().await?;
         let chosen = config.chosen.get(&scheme).map(String::as_str);
-        let mut looked_again = false;
+        let wanted = Wanted { scheme: &scheme, backend, chosen };
+        let (started, mut looked_again) = (Instant::now(), false);
         loop {
-            match choose(&found, &scheme, backend.or(chosen)) {
-                Choice::Ask(places) => self.ask(&mut found, &places, false).await,
+            match choose(&found, &scheme, wanted.name()) {
+                Choice::Ask(places) => self.ask(&mut found, &places, None).await,
                 Choice::Take(place) => {
                     let Found { candidate, outcome: Some(Ok(it)), .. } = &found[place] else {
-                        return Err(unusable(&found[place]));
+                        return Err(refusal::unusable(&found[place]));
                     };
                     let manifest = Arc::clone(&it.manifest);
                     return Ok(self.entry(candidate, &it.opened, manifest));
                 }
                 // What made a file fail may have been mended elsewhere, as a missing library.
-                _ if !looked_again => {
+                Choice::Broken(place) if !looked_again => {
                     looked_again = true;
-                    self.ask_all(&mut found).await;
+                    self.ask(&mut found, &[place], Some(started)).await;
                 }
-                Choice::Broken(place) => return Err(unusable(&found[place])),
-                Choice::Nothing if found.is_empty() => return Err(self.no_plugin()),
+                Choice::Nothing if !looked_again => {
+                    looked_again = true;
+                    self.ask_all(&mut found, started).await;
+                }
+                Choice::Broken(place) => return Err(refusal::unusable(&found[place])),
+                Choice::Nothing if found.is_empty() => {
+                    return Err(refusal::no_plugin(&self.folders))
+                }
                 Choice::Nothing => {
-                    return Err(self.nobody(&found, &scheme, backend, chosen));
+                    return Err(refusal::nobody(&found, wanted, &self.config, &self.folders));
                 }
             }
         }
@@ -252,7 +210,7 @@ impl Registry {
     /// `invalid_option`: `plugins.toml` is not valid.
     pub async fn list(&self) -> Result<Vec<Listed>, LaunchError> {
         let (config, mut found) = self.survey().await?;
-        self.ask_all(&mut found).await;
+        self.ask_all(&mut found, Instant::now()).await;
         let list = found.iter().enumerate().map(|(place, _)| listed(&config, &found, place));
         Ok(list.collect())
     }
@@ -295,14 +253,11 @@ impl Registry {
 
     /// Looks which files there are, without opening any.
     async fn survey(&self) -> Result<(Config, Vec<Found>), LaunchError> {
-        let (path, folders, named) =
-            (self.config.clone(), self.folders.clone(), self.named.clone());
+        let (path, named) = (self.config.clone(), self.named.clone());
+        let folders = self.folders.clone();
         let look = move || {
-            let mut config = Config::read(&path)?;
-            for (name, path) in named {
-                config.plugins.entry(name).or_default().path = Some(path);
-            }
-            let candidates = find(&config, &folders);
+            let config = Config::read(&path)?;
+            let candidates = find(&config, &named, &folders);
             let mut found: Vec<Found> = Vec::with_capacity(candidates.len());
             for candidate in candidates {
                 let hides = |it: &Found| it.is_selectable() && it.candidate.name == candidate.name;
@@ -314,39 +269,41 @@ impl Registry {
         blocking(look).await?
     }
 
-    async fn ask_all(&self, found: &mut [Found]) {
+    async fn ask_all(&self, found: &mut [Found], since: Instant) {
         let places: Vec<_> = (0..found.len()).collect();
-        self.ask(found, &places, true).await;
+        self.ask(found, &places, Some(since)).await;
     }
 
-    /// Asks files what they are, all at once. `again`: also those of which it is remembered that
-    /// they failed.
-    async fn ask(&self, found: &mut [Found], places: &[usize], again: bool) {
-        let asked = places.iter().copied().filter(|&place| match &found[place].outcome {
-            None => true,
-            Some(outcome) => outcome.is_err() && again,
-        });
-        let asked: Vec<_> = asked.collect();
-        let answers = asked.iter().map(|&place| self.describe(&found[place].candidate, again));
+    /// Asks files what they are, all at once. A remembered failure counts only if it is not older
+    /// than `since`.
+    async fn ask(&self, found: &mut [Found], places: &[usize], since: Option<Instant>) {
+        let is_known = |place: &usize| matches!(found[*place].outcome, Some(Ok(_)));
+        let asked: Vec<_> = places.iter().copied().filter(|place| !is_known(place)).collect();
+        let answers = asked.iter().map(|&place| self.describe(&found[place].candidate, since));
         let answers = join_all(answers).await;
         for (place, answer) in asked.into_iter().zip(answers) {
             found[place].outcome = Some(answer);
         }
     }
 
-    async fn describe(&self, candidate: &Candidate, again: bool) -> Result<Described, Complaint> {
-        let (wanted, folders) = (candidate.clone(), self.folders.clone());
-        let opened = blocking(move || open(&wanted, &folders)).await;
+    async fn describe(
+        &self,
+        candidate: &Candidate,
+        since: Option<Instant>,
+    ) -> Result<Described, Complaint> {
+        let wanted = candidate.clone();
+        let opened = blocking(move || open(&wanted)).await;
         let opened = opened.map_err(|error| Complaint::new(error.message))??;
-        let cell = self.answer(&opened.identity, again).await;
+        let cell = self.answer(&opened.identity, since).await;
         let mut is_new = false;
         let answer = cell
             .get_or_init(|| {
                 is_new = true;
-                self.hello(candidate, &opened)
+                let answer = self.hello(candidate, &opened);
+                answer.map_err(|complaint| Failure { complaint, at: Instant::now() })
             })
             .await;
-        let manifest = answer.clone()?;
+        let manifest = answer.clone().map_err(|failure| failure.complaint)?;
         if is_new {
             let (path, manifest) = (self.cache.clone(), Arc::clone(&manifest));
             let learnt = Manifests::from([(opened.identity.clone(), manifest)]);
@@ -358,7 +315,7 @@ impl Registry {
     }
 
     /// The place of the answer of one file; whoever fills it asks for all who wait.
-    async fn answer(&self, identity: &Identity, again: bool) -> Answer {
+    async fn answer(&self, identity: &Identity, since: Option<Instant>) -> Answer {
         if self.remembered().is_none() {
             let path = self.cache.clone();
             let read = blocking(move || cache::read(&path)).await.unwrap_or_default();
@@ -372,7 +329,8 @@ impl Registry {
             answers.clear();
         }
         let answer = answers.entry(identity.clone()).or_default();
-        if again && matches!(answer.get(), Some(Err(_))) {
+        let failed = answer.get().and_then(|it| it.as_ref().err());
+        if failed.is_some_and(|failure| since.is_some_and(|since| failure.at < since)) {
             *answer = Answer::default();
         }
         Arc::clone(answer)
@@ -401,12 +359,16 @@ impl Registry {
         let entry = self.entry(candidate, opened, Arc::new(unknown));
         let started = Process::start(&entry, &Default::default(), LogLevel::Off).await;
         let (_process, hello) = started.map_err(|error| {
-            let complaint = Complaint::new(error.one_line());
+            // The reader knows by now which plugin is meant.
+            let words = error.one_line();
+            let own = format!("plugin `{}` ", candidate.name);
+            let words = words.strip_prefix(&own).map(|it| format!("it {it}"));
+            let complaint = Complaint::new(words.unwrap_or_else(|| error.one_line().into()));
             error.hint.into_iter().fold(complaint, Complaint::mend)
         })?;
         let manifest = hello.manifest;
         manifest::check(&manifest).map_err(Complaint::new)?;
-        if candidate.origin != Origin::Config && plain(&manifest.name) != candidate.name {
+        if !candidate.origin.is_explicit() && plain(&manifest.name) != candidate.name {
             let (its, file) = (&manifest.name, &candidate.name);
             let reason = format!("it calls itself `{its}`, but its file is named for `{file}`");
             return Err(Complaint::new(reason).mend("give the file its name"));
@@ -425,60 +387,6 @@ impl Registry {
             workers: self.workers.clone(),
         }
     }
-
-    fn no_plugin(&self) -> LaunchError {
-        LaunchError::new(ErrorKind::Plugin, "there is no plugin")
-            .caused_by(format!("searched {}", self.searched()))
-            .with_hint(format!("`{BUILD_COMMAND}` puts those that belong to `distant` beside it"))
-    }
-
-    fn nobody(
-        &self,
-        found: &[Found],
-        scheme: &str,
-        backend: Option<&str>,
-        chosen: Option<&str>,
-    ) -> LaunchError {
-        let is_invalid = |message: String| LaunchError::new(ErrorKind::InvalidOption, message);
-        let serving = || found.iter().filter(|it| it.is_selectable() && it.serves(scheme));
-        if let Some(wanted) = backend.or(chosen).filter(|_| serving().next().is_some()) {
-            let error = is_invalid(format!("no plugin `{wanted}` serves the scheme `{scheme}`"));
-            let names = serving().map(|it| format!("`{}`", name(&it.candidate, it.manifest())));
-            let names: Vec<_> = names.collect();
-            let error = error.with_hint(format!("those that do are {}", names.join(", ")));
-            let config = self.config.display();
-            return match backend {
-                Some(_) => error,
-                None => error.caused_by(format!("it was chosen in `{config}`")),
-            };
-        }
-        let mut schemes: Vec<_> = found
-            .iter()
-            .filter(|it| it.is_selectable())
-            .filter_map(Found::manifest)
-            .flat_map(|it| it.schemes.iter().map(String::as_str))
-            .collect();
-        schemes.sort_unstable();
-        schemes.dedup();
-        let distance = |known: &str| strsim::damerau_levenshtein(scheme, known);
-        let nearest = schemes.iter().filter(|it| distance(it) <= TYPO_DISTANCE);
-        let nearest = nearest.min_by_key(|it| distance(it));
-        let question = nearest.map(|it| format!("; did you mean `{it}`?")).unwrap_or_default();
-        let error = is_invalid(format!("no plugin serves the scheme `{scheme}`{question}"));
-        let broken = found.iter().filter(|it| it.is_selectable()).filter_map(|it| {
-            let complaint = it.outcome.as_ref()?.as_ref().err()?;
-            Some(format!("plugin `{}` cannot be used: {}", it.candidate.name, complaint.reason))
-        });
-        let error = broken.fold(error, LaunchError::caused_by);
-        let schemes: Vec<_> = schemes.into_iter().map(|it| format!("`{it}`")).collect();
-        let served = if schemes.is_empty() { "none".to_owned() } else { schemes.join(", ") };
-        error.with_hint(format!("the schemes there are: {served}; searched {}", self.searched()))
-    }
-
-    fn searched(&self) -> String {
-        let folders = self.folders.iter().map(|folder| format!("`{}`", folder.path.display()));
-        folders.collect::<Vec<_>>().join(", ")
-    }
 }
 
 /// Runs what waits for a disk where it keeps nobody waiting.
@@ -491,7 +399,7 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Opens a file and makes every check that needs no worker.
-fn open(candidate: &Candidate, folders: &[Folder]) -> Result<Opened, Complaint> {
+fn open(candidate: &Candidate) -> Result<Opened, Complaint> {
     if !candidate.path.is_absolute() {
         return Err(Complaint::new("its path is not absolute"));
     }
@@ -503,9 +411,9 @@ fn open(candidate: &Candidate, folders: &[Folder]) -> Result<Opened, Complaint> 
         Rule::of(candidate.origin, found_in, &path)
     };
     let (mut file, metadata) = trust::open(&path, rule)?;
-    let is_searched = folders.iter().any(|it| it.path == found_in);
-    if rule == Rule::Full && is_searched && candidate.origin != Origin::Program {
-        // The link itself lies here, and whoever can write here can turn it to another file.
+    let is_searched = !candidate.origin.is_explicit() && candidate.origin != Origin::Program;
+    if rule == Rule::Full && is_searched {
+        // If it is a link, whoever can write to its folder can turn it to another file.
         let here = trust::real_path(found_in)?;
         trust::folders(&here.join("file"), rustix::process::geteuid().as_raw())?;
     }
@@ -533,62 +441,10 @@ fn allowed(candidate: &Candidate, manifest: Arc<Manifest>) -> Arc<Manifest> {
     Arc::new(manifest)
 }
 
-/// The name of a plugin: its own, but in `plugins.toml` a person may give it another.
-fn name(candidate: &Candidate, manifest: Option<&Manifest>) -> String {
-    let own = manifest.filter(|_| candidate.origin != Origin::Config);
+/// The name of a plugin: its own, unless a person gave it another together with its path.
+pub(super) fn name(candidate: &Candidate, manifest: Option<&Manifest>) -> String {
+    let own = manifest.filter(|_| !candidate.origin.is_explicit());
     own.map_or_else(|| candidate.name.clone(), |it| it.name.clone())
-}
-
-fn unusable(found: &Found) -> LaunchError {
-    let Candidate { name, path, .. } = &found.candidate;
-    let message = format!("plugin `{name}` cannot be used");
-    let error = LaunchError::new(ErrorKind::Plugin, message);
-    let Some(Err(complaint)) = &found.outcome else { return error };
-    let error = error.caused_by(format!("`{}`: {}", path.display(), complaint.reason));
-    complaint.mend.iter().fold(error, LaunchError::with_hint)
-}
-
-fn listed(config: &Config, found: &[Found], place: usize) -> Listed {
-    let it = &found[place];
-    let own = |place: usize| name(&found[place].candidate, found[place].manifest());
-    let manifest = it.manifest().cloned();
-    let schemes: Vec<_> = manifest.iter().flat_map(|it| &it.schemes).collect();
-    let winners: Vec<_> = schemes
-        .iter()
-        .map(|scheme| match choose(found, scheme, config.chosen.get(*scheme).map(String::as_str)) {
-            Choice::Take(winner) | Choice::Broken(winner) => Some(winner),
-            Choice::Ask(_) | Choice::Nothing => None,
-        })
-        .collect();
-    let state = if !it.candidate.rules.is_enabled() {
-        State::Disabled
-    } else if let Some(Err(complaint)) = &it.outcome {
-        State::Broken { reason: complaint.reason.clone(), mend: complaint.mend.clone() }
-    } else if let Some(better) = it.hidden_by {
-        State::Shadowed {
-            by: format!("{} ({})", own(better), found[better].candidate.path.display()),
-        }
-    } else if winners.contains(&Some(place)) {
-        State::Used
-    } else {
-        let mut by: Vec<_> = winners.iter().flatten().map(|&winner| own(winner)).collect();
-        by.dedup();
-        let chosen = || schemes.iter().filter_map(|it| config.chosen.get(*it)).cloned().collect();
-        let by = if by.is_empty() { chosen() } else { by };
-        State::Shadowed { by: by.join(", ") }
-    };
-    let schemes = schemes.into_iter().zip(&winners);
-    let schemes =
-        schemes.map(|(name, winner)| ServedScheme { name: name.clone(), used: winner.map(own) });
-    Listed {
-        name: own(place),
-        path: it.candidate.path.clone(),
-        kind: it.candidate.kind,
-        origin: it.candidate.origin,
-        state,
-        schemes: schemes.collect(),
-        manifest,
-    }
 }
 
 #[cfg(test)]

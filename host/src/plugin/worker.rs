@@ -6,14 +6,14 @@
 //! standard error. An executable plugin speaks those lines by itself, so for one the worker only
 //! sets the limits and becomes it.
 
-#![allow(unsafe_code, reason = "ends the process without running the plugin's exit handlers")]
+#![allow(unsafe_code, reason = "takes a descriptor by number, and ends without exit handlers")]
 
 mod library;
 mod session;
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ use distant_plugin_api::message::{
 };
 use distant_plugin_api::{ErrorKind, LaunchError, LaunchRequest};
 use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, FdFlags};
 use rustix::process::{Resource, Rlimit, Signal};
 use zeroize::Zeroizing;
 
@@ -98,9 +98,15 @@ fn restrict() {
 
 /// Becomes the executable plugin; returns only if that fails.
 fn become_program(arguments: &Arguments) -> ExitCode {
-    // The system opens a script's file again for its interpreter, by which time a descriptor that
-    // is closed on exec is gone; so a script goes by its path.
+    // A script's interpreter opens the file again, by which time the descriptor is gone; so a
+    // script goes by its path.
     let checked = arguments.fd.map(descriptor_path).filter(|path| !is_script(path));
+    if let Some(fd) = arguments.fd {
+        // SAFETY: the number was given to this process for this file, and nothing closes it.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        // One that cannot be set is not open; then running it fails with the reason.
+        let _ = rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC);
+    }
     let file = checked.as_deref().unwrap_or(&arguments.path);
     let error = Command::new(file).arg0(&arguments.path).exec();
     let message = format!("cannot run `{}`", arguments.path.display());
@@ -225,11 +231,13 @@ fn listen(
                 return Err(broken("the host speaks another version of the protocol"));
             }
             HostMessage::Hello(hello) => log_level = hello.log_level,
+            HostMessage::Launch(_) if session.is_launched() => {
+                return Err(broken("the host asked for a second launch"));
+            }
             HostMessage::Launch(request) => {
                 session.launched();
-                if launch.try_send(Launch { request, log_level }).is_err() {
-                    return Err(broken("the host asked for a second launch"));
-                }
+                // Nobody takes it only where the process is about to end.
+                let _ = launch.try_send(Launch { request, log_level });
             }
             HostMessage::Answer(answer) => session.answered(answer),
             HostMessage::Verdict(verdict) => session.decided(verdict),

@@ -14,13 +14,14 @@ use distant_core::net::server::Reply;
 use distant_core::{DistantApi, DistantCtx};
 use distant_local::{Api, Config, WatchConfig};
 use distant_protocol::{Error, Msg, Request, Response, SearchId};
+use tokio::io::AsyncReadExt;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::caller::Caller;
 use super::settings::WatchSettings;
-use crate::wire::Closed;
+use crate::wire::{Closed, FRAME_MAX};
 
 /// Bytes of search results and changes of one request that a client has not taken yet. What comes
 /// on top is left out, and the client is told.
@@ -75,12 +76,8 @@ impl Files {
         let once = || context(caller, Box::new(Nobody));
         let ok = |()| Response::Ok;
         Ok(match request {
-            Request::FileRead { path } => {
-                Response::Blob { data: api.read_file(once(), path).await? }
-            }
-            Request::FileReadText { path } => {
-                Response::Text { data: api.read_file_text(once(), path).await? }
-            }
+            Request::FileRead { path } => Response::Blob { data: read(&path).await? },
+            Request::FileReadText { path } => Response::Text { data: text(read(&path).await?)? },
             Request::FileWrite { path, data } => ok(api.write_file(once(), path, data).await?),
             Request::FileWriteText { path, text } => {
                 ok(api.write_file_text(once(), path, text).await?)
@@ -117,15 +114,15 @@ impl Files {
                 ok(self.walk(set).await?)
             }
             Request::Watch { path, recursive, only, except } => {
-                let watched = path.clone();
                 let mut watchers = self.watchers.lock().await;
-                let watcher = watchers.of(&path).await?;
+                let real = tokio::fs::canonicalize(&path).await?;
+                let watcher = watchers.of(&real)?;
                 let (stream, ended) = Stream::to(caller);
                 let reply = context(caller, Box::new(stream));
                 watcher.api.watch(reply, path, recursive, only, except).await?;
-                watcher.paths.push((caller.connection, watched.clone()));
+                watcher.paths.push((caller.connection, real.clone()));
                 drop(watchers);
-                self.unwatch_when_gone(caller, ended, watched);
+                self.unwatch_when_gone(caller, ended, real);
                 Response::Ok
             }
             Request::Unwatch { path } => {
@@ -182,6 +179,29 @@ impl Files {
     }
 }
 
+/// Reads a file that fits into an answer. distant-local reads all that comes, and of a device such
+/// as /dev/zero that is more than there is memory.
+async fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut data = Vec::new();
+    let file = tokio::fs::File::open(path).await?;
+    let length = file.metadata().await?.len();
+    if length <= FRAME_MAX as u64 {
+        // It may say less than it has, as those of /proc do.
+        file.take(FRAME_MAX as u64 + 1).read_to_end(&mut data).await?;
+    }
+    if length.max(data.len() as u64) > FRAME_MAX as u64 {
+        let words = format!("the file has more than the {FRAME_MAX} bytes that fit into an answer");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, words));
+    }
+    Ok(data)
+}
+
+fn text(data: Vec<u8>) -> io::Result<String> {
+    String::from_utf8(data).map_err(|_| {
+        io::Error::new(io::ErrorKind::InvalidData, "stream did not contain valid UTF-8")
+    })
+}
+
 fn context(caller: &Caller, reply: Box<dyn Reply<Data = Response>>) -> DistantCtx {
     DistantCtx { connection_id: caller.connection, reply }
 }
@@ -197,7 +217,7 @@ struct Watchers {
 
 struct Watcher {
     api: Api,
-    /// Who watches what, as the client wrote it.
+    /// Who watches what.
     paths: Vec<(u32, PathBuf)>,
     /// What it is deaf to.
     spent: Vec<PathBuf>,
@@ -205,9 +225,8 @@ struct Watcher {
 
 impl Watchers {
     /// The watcher that can watch this path.
-    async fn of(&mut self, path: &Path) -> io::Result<&mut Watcher> {
-        let real = tokio::fs::canonicalize(path).await?;
-        let able = self.all.iter().position(|it| !it.spent.contains(&real));
+    fn of(&mut self, path: &Path) -> io::Result<&mut Watcher> {
+        let able = self.all.iter().position(|it| !it.spent.iter().any(|spent| spent == path));
         let index = match able {
             Some(index) => index,
             None => {
@@ -220,14 +239,15 @@ impl Watchers {
     }
 
     async fn unwatch(&mut self, connection: u32, path: &Path) -> io::Result<()> {
+        // What is not there any more cannot be looked up, but may be written as it was.
         let real = tokio::fs::canonicalize(path).await.unwrap_or_else(|_| path.to_owned());
         let mut result = Err(io::Error::other(format!("`{}` is not watched", path.display())));
         for watcher in &mut self.all {
             let before = watcher.paths.len();
-            watcher.paths.retain(|(owner, watched)| *owner != connection || watched != path);
+            watcher.paths.retain(|(owner, watched)| *owner != connection || *watched != real);
             if watcher.paths.len() < before {
                 let nobody = DistantCtx { connection_id: connection, reply: Box::new(Nobody) };
-                result = watcher.api.unwatch(nobody, path.to_owned()).await;
+                result = watcher.api.unwatch(nobody, real.clone()).await;
                 watcher.spent.push(real.clone());
             }
         }

@@ -1,9 +1,9 @@
 //! Starts the processes that clients ask for, so that none of them outlives the server.
 //!
-//! Each leads a group of its own (with a terminal a session), by which all that it starts can be
-//! ended together, and gets SIGKILL when the server is gone in whatever way. That signal comes when
-//! the *thread* ends that started the process, so one thread starts them all and lives as long as
-//! the server.
+//! Each leads a group of its own (with a terminal a session), by which a server ends it together
+//! with all that it has started. A server that is killed can do nothing any more, so each gets
+//! SIGKILL from the system then. That signal comes when the *thread* ends that started the process:
+//! one thread starts them all, and lives as long as the server.
 
 #![allow(unsafe_code, reason = "session, terminal and death signal are set between fork and exec")]
 

@@ -98,6 +98,9 @@ impl Error {
                 }
                 .to_owned()
             }
+            Self::Bind { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                "ports below 1024 are mostly kept for root".to_owned()
+            }
             _ => return None,
         })
     }
@@ -168,8 +171,10 @@ pub async fn run(
         let end = lifetime::end(settings.shutdown, &settings.launch, &presence, &stop).await;
         tracing::info!(reason = ?end, "ending");
         shutdown.cancel();
+        answers.processes.end().await;
     };
     tokio::join!(serving, ending);
+    // Those that a last request may have started meanwhile.
     answers.processes.end().await;
     Ok(())
 }

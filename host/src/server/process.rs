@@ -21,7 +21,7 @@ use rustix::termios::{tcsetwinsize, Winsize};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::process::{ChildStderr, ChildStdin, ChildStdout};
-use tokio::sync::{mpsc, Notify};
+use tokio::sync::{mpsc, oneshot, Notify};
 use tokio::time::{sleep_until, Instant};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -33,11 +33,9 @@ use crate::paths;
 /// Most bytes of one message with output.
 const CHUNK: usize = 16 * 1024;
 
-/// Inputs that wait for a process to read them; a client that sends more waits too.
-const INPUTS: usize = 16;
-
-/// Between the request to end and the end by force, and for the last output after that.
-const GRACE: Duration = Duration::from_secs(1);
+/// Between the request to end and the end by force, and for the last output after that. Less than
+/// those who end the server leave it.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// All processes of all clients.
 #[derive(Debug)]
@@ -52,9 +50,17 @@ pub(super) struct Processes {
 /// What requests reach a process by.
 #[derive(Debug, Clone)]
 struct Handle {
-    input: mpsc::Sender<Vec<u8>>,
+    input: mpsc::UnboundedSender<Input>,
     kill: Arc<Notify>,
     terminal: Option<Terminal>,
+}
+
+/// Bytes for a process. The request that brought them is answered when they are written, so the
+/// bound for requests is one for these too.
+#[derive(Debug)]
+struct Input {
+    data: Vec<u8>,
+    written: oneshot::Sender<()>,
 }
 
 /// What a client wants to run.
@@ -83,7 +89,7 @@ impl Processes {
     pub(super) async fn spawn(&self, caller: &Caller, wish: Wish) -> io::Result<ProcessId> {
         let size = wish.terminal.as_ref().map(winsize);
         let command = command(wish)?;
-        let (input, inputs) = mpsc::channel(INPUTS);
+        let (input, inputs) = mpsc::unbounded_channel();
         let process = match size {
             None => Running::with_pipes(self.starter.start(command).await?)?,
             Some(size) => {
@@ -128,15 +134,17 @@ impl Processes {
         Ok(())
     }
 
-    /// Hands a process its input, in the order of the calls. Polling the returned future once is
-    /// enough to keep the place in the line.
+    /// Hands a process its input, in the order in which the returned futures are polled first, and
+    /// waits until it is written.
     ///
     /// # Errors
     ///
     /// There is no process of this id, or it reads no more.
     pub(super) async fn write(&self, id: ProcessId, data: Vec<u8>) -> io::Result<()> {
-        let closed = |_| io::Error::new(io::ErrorKind::BrokenPipe, "the process reads no input");
-        self.find(id)?.input.send(data).await.map_err(closed)
+        let closed = || io::Error::new(io::ErrorKind::BrokenPipe, "the process reads no input");
+        let (written, done) = oneshot::channel();
+        self.find(id)?.input.send(Input { data, written }).map_err(|_| closed())?;
+        done.await.map_err(|_| closed())
     }
 
     /// Tells a process that its terminal has another size.
@@ -243,7 +251,7 @@ impl Running {
         id: ProcessId,
         caller: &Caller,
         kill: &Notify,
-        inputs: mpsc::Receiver<Vec<u8>>,
+        inputs: mpsc::UnboundedReceiver<Input>,
         ending: &CancellationToken,
     ) {
         // The answer with the id goes first.
@@ -281,7 +289,7 @@ impl Running {
                 }
                 () = sleep_until(force.unwrap_or_else(Instant::now)), if force.is_some() => {
                     signal(Signal::KILL);
-                    force = None;
+                    force = (!ended).then(|| Instant::now() + GRACE);
                     // What has left the group may hold the output open for ever.
                     drained |= ended;
                 }
@@ -343,11 +351,16 @@ async fn forward(
 }
 
 /// Writes to a process what clients send, until it reads no more.
-async fn feed(mut input: Box<dyn AsyncWrite + Send + Unpin>, mut inputs: mpsc::Receiver<Vec<u8>>) {
-    while let Some(data) = inputs.recv().await {
-        if input.write_all(&data).await.is_err() {
+async fn feed(
+    mut stdin: Box<dyn AsyncWrite + Send + Unpin>,
+    mut inputs: mpsc::UnboundedReceiver<Input>,
+) {
+    while let Some(input) = inputs.recv().await {
+        if stdin.write_all(&input.data).await.is_err() {
             return;
         }
+        // Whoever sent it may be gone.
+        let _ = input.written.send(());
     }
 }
 

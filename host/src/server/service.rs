@@ -74,8 +74,7 @@ impl Answers {
         }
     }
 
-    /// Answers one request. Input for a process has its place in the line when this waits for the
-    /// first time.
+    /// Answers one request. Input for a process has its place in the line when this first waits.
     async fn answer_one(&self, caller: &Caller, request: Request) -> Response {
         let done = |result: io::Result<()>| result.map(|()| Response::Ok);
         let result = match request {
@@ -125,12 +124,10 @@ impl Service for Answers {
     }
 
     fn malformed(&self, reason: &str) -> Vec<u8> {
-        fitting(&Msg::Single(Response::Error(invalid(reason)))).into()
+        let description = format!("invalid request: {reason}");
+        let error = Error { kind: ErrorKind::InvalidData, description };
+        fitting(&Msg::Single(Response::Error(error))).into()
     }
-}
-
-fn invalid(reason: &str) -> Error {
-    Error { kind: ErrorKind::InvalidData, description: format!("invalid request: {reason}") }
 }
 
 fn skipped() -> Response {
@@ -139,12 +136,15 @@ fn skipped() -> Response {
 }
 
 fn parse(request: &envelope::Request) -> Result<Msg<Request>, Error> {
-    request.parse::<Msg<Request>>().map_err(|error| {
-        // What fits neither form says nothing of why; what was meant as one request does.
-        match request.parse::<Request>() {
-            Err(reason) => invalid(&reason.to_string()),
-            Ok(_) => invalid(&error.to_string()),
-        }
+    request.parse().map_err(|error| {
+        // What fits neither form says nothing of why; the one that was meant does.
+        let is_batch = matches!(request.payload.first(), Some(0x90..=0x9f | 0xdc | 0xdd));
+        let reason = if is_batch {
+            request.parse::<Vec<Request>>().err()
+        } else {
+            request.parse::<Request>().err()
+        };
+        Error { kind: ErrorKind::InvalidData, description: reason.unwrap_or(error).to_string() }
     })
 }
 

@@ -65,7 +65,7 @@ fn write(name: &str, channel: u32, header: &Header, ids: &[(&str, &str)], payloa
     let _ = rmp::encode::write_map_len(&mut out, members as u32);
     if !header.is_empty() {
         let _ = rmp::encode::write_str(&mut out, "header");
-        write_numbers(&mut out, &super::handshake::pack(header));
+        write_numbers(&mut out, &super::pack(header));
     }
     for (name, id) in ids {
         let _ = rmp::encode::write_str(&mut out, name);
@@ -141,9 +141,7 @@ fn read_header(rest: &mut &[u8]) -> Result<Header, InvalidMessage> {
     let bytes = read_numbers(rest)?;
     match bytes.len() {
         0 => Ok(Header::new()),
-        1..=HEADER => {
-            rmp_serde::from_slice(&bytes).map_err(|error| InvalidMessage::new(error.to_string()))
-        }
+        1..=HEADER => super::unpack(&bytes).map_err(InvalidMessage::new),
         _ => Err(InvalidMessage::new("a `header` that is too long")),
     }
 }

@@ -59,7 +59,7 @@ impl InvalidMessage {
 impl Request {
     /// Makes a request with a random id and no header.
     pub fn new<T: Serialize + ?Sized>(payload: &T) -> Self {
-        Self { header: Header::new(), id: random_id(), payload: pack(payload) }
+        Self { header: Header::new(), id: random_id(), payload: super::pack(payload).into() }
     }
 
     /// Reads the payload.
@@ -129,19 +129,8 @@ impl Response {
     }
 }
 
-/// Writes a payload.
-pub(super) fn pack<T: Serialize + ?Sized>(payload: &T) -> Bytes {
-    super::handshake::pack(payload).into()
-}
-
 fn unpack<T: DeserializeOwned>(payload: &[u8]) -> Result<T, InvalidMessage> {
-    let mut rest = payload;
-    let value = T::deserialize(&mut rmp_serde::Deserializer::new(&mut rest))
-        .map_err(|error| InvalidMessage::new(error.to_string()))?;
-    match rest {
-        [] => Ok(value),
-        _ => Err(InvalidMessage::new("something follows the payload")),
-    }
+    super::unpack(payload).map_err(InvalidMessage::new)
 }
 
 fn random_id() -> String {
@@ -155,7 +144,7 @@ fn write(header: &Header, ids: &[(&str, &str)], payload: &[u8]) -> Bytes {
     let _ = rmp::encode::write_map_len(&mut out, members as u32);
     if !header.is_empty() {
         let _ = rmp::encode::write_str(&mut out, "header");
-        let _ = rmp_serde::encode::write_named(&mut out, header);
+        out.extend_from_slice(&super::pack(header));
     }
     for (name, id) in ids {
         let _ = rmp::encode::write_str(&mut out, name);

@@ -4,6 +4,7 @@
 //! compressed then. Every length is checked before anything is allocated for it, and nothing is
 //! decompressed beyond what a frame may hold.
 
+use std::fmt;
 use std::io::{self, Read};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -23,6 +24,8 @@ const NONCE: usize = 24;
 const TAG: usize = 16;
 /// Room that one read has at least.
 const READ: usize = 8 * 1024;
+/// Room that one read has at most, when a long frame has begun.
+const READ_MOST: usize = 256 * 1024;
 /// A read buffer that has grown beyond this is given back when it is empty.
 const KEEP: usize = 64 * 1024;
 
@@ -106,6 +109,15 @@ impl From<InvalidFrame> for io::Error {
 pub struct Codec {
     cipher: Option<XChaCha20Poly1305>,
     compression: Option<(CompressionType, CompressionLevel)>,
+}
+
+impl fmt::Debug for Codec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Codec")
+            .field("is_encrypted", &self.cipher.is_some())
+            .field("compression", &self.compression)
+            .finish()
+    }
 }
 
 impl Codec {
@@ -252,6 +264,13 @@ pub fn cut(buffer: &mut BytesMut, limit: usize) -> Result<Option<BytesMut>, Inva
     Ok(Some(buffer.split_to(length)))
 }
 
+/// How many bytes of the frame that has begun are still to come.
+fn missing(buffer: &[u8]) -> usize {
+    let Some(prefix) = buffer.first_chunk::<PREFIX>() else { return 0 };
+    let whole = u64::from_be_bytes(*prefix).saturating_add(PREFIX as u64);
+    whole.saturating_sub(buffer.len() as u64).try_into().unwrap_or(usize::MAX)
+}
+
 /// Reads frames from one half of a connection.
 pub(super) struct FrameReader<R> {
     stream: R,
@@ -284,7 +303,9 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
             if self.buffer.is_empty() && self.buffer.capacity() > KEEP {
                 self.buffer = BytesMut::new();
             }
-            self.buffer.reserve(READ);
+            // The length has been checked, but what is announced need not come.
+            let missing = missing(&self.buffer).clamp(READ, READ_MOST);
+            self.buffer.reserve(missing);
             if self.stream.read_buf(&mut self.buffer).await? == 0 {
                 return match self.buffer.is_empty() {
                     true => Ok(None),

@@ -210,15 +210,9 @@ pub(super) enum Purpose<'a> {
     Reconnect(&'a SharedKey),
 }
 
-/// Writes a message as all of this wire is written.
-pub(super) fn pack<T: Serialize + ?Sized>(message: &T) -> Vec<u8> {
-    // Our own types, into memory: nothing that can fail.
-    rmp_serde::to_vec_named(message).unwrap_or_default()
-}
-
-/// Reads a message.
+/// Reads a message of the set-up.
 pub(super) fn unpack<T: DeserializeOwned>(bytes: &[u8]) -> io::Result<T> {
-    rmp_serde::from_slice(bytes).map_err(|error| {
-        io::Error::new(io::ErrorKind::InvalidData, format!("an unexpected message: {error}"))
+    super::unpack(bytes).map_err(|reason| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("an unexpected message: {reason}"))
     })
 }

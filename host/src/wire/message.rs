@@ -357,14 +357,14 @@ mod header_bytes {
         header: &Header,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
-        byte_list::serialize(&rmp_serde::to_vec_named(header).unwrap_or_default(), serializer)
+        byte_list::serialize(&crate::wire::pack(header), serializer)
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Header, D::Error> {
         let bytes = byte_list::deserialize(from)?;
         match bytes.is_empty() {
             true => Ok(Header::new()),
-            false => rmp_serde::from_slice(&bytes).map_err(D::Error::custom),
+            false => crate::wire::unpack(&bytes).map_err(D::Error::custom),
         }
     }
 }

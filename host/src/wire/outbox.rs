@@ -58,7 +58,8 @@ struct State {
 }
 
 impl Outbox {
-    /// An outbox after `written` frames, which keeps up to `keep` bytes for a reconnection.
+    /// An outbox after `written` frames, which keeps up to `keep` bytes for a reconnection, and the
+    /// last frame whatever its length; with 0 nothing at all.
     pub(super) fn new(written: u64, keep: usize) -> Self {
         Self {
             state: Mutex::new(State {
@@ -244,9 +245,16 @@ impl State {
     }
 
     fn back_up(&mut self, count: u64, frame: Bytes) {
-        self.kept += frame.len() + OVERHEAD;
+        let last = frame.len() + OVERHEAD;
+        self.kept += last;
         self.backup.push_back((count, frame));
-        while self.kept > self.keep {
+        if self.keep == 0 {
+            self.backup.clear();
+            (self.kept, self.dropped) = (0, count);
+            return;
+        }
+        // The last one does not count: it is the one on its way, and may be a whole file.
+        while self.kept > self.keep.saturating_add(last) {
             let Some((count, frame)) = self.backup.pop_front() else { break };
             self.kept -= frame.len() + OVERHEAD;
             self.dropped = count;

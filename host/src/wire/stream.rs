@@ -9,13 +9,14 @@ use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 
 use super::frame::{Codec, FrameReader};
-use super::handshake::{pack, unpack};
+use super::handshake::unpack;
 use super::outbox::Outbox;
+use super::pack;
 
 /// Bytes of frames that are written at once.
 const BATCH: usize = 128 * 1024;
 /// A write buffer that has grown beyond this is given back.
-const KEEP: usize = 64 * 1024;
+const KEEP: usize = 16 * 1024;
 /// For what is queued to be written when a connection is closed.
 pub(super) const FLUSH: Duration = Duration::from_secs(1);
 

@@ -87,7 +87,7 @@ async fn channels_close_when_their_connection_is_killed() {
 #[tokio::test]
 async fn a_client_that_takes_nothing_neither_grows_the_manager_nor_holds_up_others() {
     let manager = Fixture::with(|limits| {
-        limits.backlog = 256 * 1024;
+        limits.backlog = 64 * 1024;
         limits.patience = Duration::from_millis(50);
     })
     .await;
@@ -97,8 +97,8 @@ async fn a_client_that_takes_nothing_neither_grows_the_manager_nor_holds_up_othe
     let mut flooded = idle.channel(id).await;
     let mut channel = busy.channel(id).await;
 
-    // Far more than all queues on the way together.
-    flooded.send("1", json!({ "type": "count", "to": 4096, "size": 32 * 1024 })).await;
+    // More than all queues on the way to a client hold together.
+    flooded.send("1", json!({ "type": "count", "to": 400, "size": 8 * 1024 })).await;
     channel.send("2", json!({ "type": "echo", "text": "me too" })).await;
 
     assert_eq!(channel.next().await.0, "2");
@@ -113,8 +113,8 @@ async fn a_client_that_is_only_slow_gets_everything() {
     let client = manager.client().await;
     let id = connected(&manager, &server, &client).await;
     let mut channel = client.channel(id).await;
-    channel.send("1", json!({ "type": "count", "to": 300, "size": 16 * 1024 })).await;
-    for number in 0..300 {
+    channel.send("1", json!({ "type": "count", "to": 100, "size": 16 * 1024 })).await;
+    for number in 0..100 {
         assert_eq!(channel.next().await.1["number"], number);
         tokio::task::yield_now().await;
     }

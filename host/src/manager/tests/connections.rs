@@ -48,7 +48,9 @@ async fn what_is_listed_holds_no_secret() {
     let launched = client.launch("box://me:hunter2@there", options).await.launched().await;
     let ManagerResponse::Connected { id } = client.connect(&launched).await else { panic!() };
 
-    let ManagerResponse::Info(info) = client.one(ManagerRequest::Info { id }).await else { panic!() };
+    let ManagerResponse::Info(info) = client.one(ManagerRequest::Info { id }).await else {
+        panic!()
+    };
     assert_eq!(info.destination, format!("distant://127.0.0.1:{}", server.port));
     assert_eq!(info.options, r#"distant.args="-x",verbose="false""#);
 }

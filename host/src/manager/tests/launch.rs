@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::support::{soon, ticket, Fixture, Launched};
+use super::support::{ticket, Fixture, Launched};
 use crate::wire::message::{ClientExtension, ManagerResponse, EXTENSION};
 
 /// Offers a server, logs each verdict, and stays for as long as it is not told to go.
@@ -16,7 +16,10 @@ fn offers(server: &Launched) -> String {
 async fn the_ticket_commits_a_launch_and_only_then_the_plugin_lets_go() {
     let manager = Fixture::start().await;
     let server = Launched::start().await;
-    let body = format!("{}\nlog offered\nhear; log \"$line\"; say '{{\"type\":\"done\"}}'", server.offer(1));
+    let body = format!(
+        "{}\nlog offered\nhear; log \"$line\"; say '{{\"type\":\"done\"}}'",
+        server.offer(1)
+    );
     let mut events = manager.plugin("box", &body);
     let client = manager.client().await;
 
@@ -106,12 +109,44 @@ async fn a_silent_offer_is_called_slow_and_races_with_the_next_one() {
 
     client.launch_and_connect("box://there").await;
 
-    let verdict = |id: u64, verdict: &str| json!({ "type": "verdict", "id": id, "verdict": verdict });
+    let verdict =
+        |id: u64, verdict: &str| json!({ "type": "verdict", "id": id, "verdict": verdict });
     assert_eq!(events.next_json().await, verdict(1, "slow"));
     let mut by = verdict(1, "connected");
     by["by"] = json!(2);
     assert_eq!(events.next_json().await, by);
     assert_eq!(events.next_json().await, verdict(2, "connected"));
+}
+
+#[tokio::test]
+async fn an_offer_that_comes_too_late_is_not_tried_and_gets_the_common_verdict() {
+    let manager = Fixture::start().await;
+    let server = Launched::start().await;
+    let late = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    late.set_nonblocking(true).unwrap();
+    let gate = manager.folder.path().join("gate");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mkfifoat(rustix::fs::CWD, &gate, mode).unwrap();
+    let port = late.local_addr().unwrap().port();
+    let body = format!(
+        "{}\nread -r _ <'{}'\n{}\nlog late\nhear; log \"$line\"; hear; log \"$line\"; hear",
+        server.offer(1),
+        gate.display(),
+        server.offer_with(2, json!({ "port": port })),
+    );
+    let mut events = manager.plugin("box", &body);
+    let client = manager.client().await;
+
+    let launched = client.launch("box://there", "").await.launched().await;
+    tokio::fs::write(&gate, "go\n").await.unwrap();
+    assert_eq!(events.next().await, "late");
+    assert!(matches!(client.connect(&launched).await, ManagerResponse::Connected { .. }));
+
+    let verdicts = [events.next_json().await, events.next_json().await];
+    assert_eq!(verdicts[0], json!({ "type": "verdict", "id": 1, "verdict": "connected" }));
+    let by = json!({ "type": "verdict", "id": 2, "verdict": "connected", "by": 1 });
+    assert_eq!(verdicts[1], by);
+    assert!(late.accept().is_err());
 }
 
 #[tokio::test]
@@ -124,7 +159,8 @@ async fn the_way_that_worked_is_remembered_for_its_host() {
     let direct = server.offer_with(1, json!({ "port": port }));
     let tunnel = server.offer_with(2, json!({ "via": "tunnel" }));
     let _learn = manager.plugin("learn", &format!("{tunnel}\nhear; hear"));
-    let mut events = manager.plugin("box", &format!("{direct}\nhear; log \"$line\"\n{tunnel}\nhear; hear"));
+    let mut events =
+        manager.plugin("box", &format!("{direct}\nhear; log \"$line\"\n{tunnel}\nhear; hear"));
     let client = manager.client().await;
 
     client.launch_and_connect("learn://there").await;
@@ -324,6 +360,7 @@ async fn a_client_that_asks_for_too_much_is_refused() {
     assert_eq!(events.next().await, "started");
     let error = client.launch("box://there", "").await.error().await;
     assert!(error.contains("1 launches already"), "{error}");
-    soon("another client", manager.client().await.launch("box://there", "")).await;
+    let another = manager.client().await;
+    let _replies = another.launch("box://there", "").await;
     assert_eq!(events.next().await, "started");
 }

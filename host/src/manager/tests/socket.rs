@@ -49,8 +49,10 @@ async fn stop_ends_servers_workers_and_the_manager_and_leaves_nothing() {
     let manager = Fixture::start().await;
     let mut free = Launched::start().await;
     let held = Launched::start().await;
-    let _events = manager.plugin("free", &format!("{}\nhear; say '{{\"type\":\"done\"}}'", free.offer(1)));
-    let mut holds = manager.plugin("held", &format!("{}\nhear; log held; while hear; do :; done", held.offer(1)));
+    let _events =
+        manager.plugin("free", &format!("{}\nhear; say '{{\"type\":\"done\"}}'", free.offer(1)));
+    let mut holds = manager
+        .plugin("held", &format!("{}\nhear; log held; while hear; do :; done", held.offer(1)));
     let mut pending = manager.plugin("slow", "log started; while hear; do :; done");
     let client = manager.client().await;
     client.launch_and_connect("free://there").await;
@@ -59,7 +61,8 @@ async fn stop_ends_servers_workers_and_the_manager_and_leaves_nothing() {
     assert_eq!(pending.next().await, "started");
     assert_eq!(holds.next().await, "held");
 
-    let own = manager.own_client(ClientExtension { stop: true, ..ClientExtension::default() }).await;
+    let own =
+        manager.own_client(ClientExtension { stop: true, ..ClientExtension::default() }).await;
     let stopped = own.one(ManagerRequest::Version).await;
 
     assert!(matches!(stopped, ManagerResponse::Version { .. }));

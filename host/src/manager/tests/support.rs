@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::manager::{run, Limits, ManagerError, Settings};
 use crate::plugin;
-use crate::plugin::registry::{Folder, Origin};
+use crate::plugin::{Folder, Origin};
 use crate::wire::client::{Client, ClientOptions, Replies};
 use crate::wire::envelope::{Request, Response};
 use crate::wire::message::{
@@ -64,13 +64,14 @@ impl Fixture {
             plugins: plugin::Settings {
                 config: folder.path().join("plugins.toml"),
                 cache: folder.path().join("plugins.json"),
-                program: Path::new(env!("CARGO_MANIFEST_DIR")).join("src/manager/tests/worker.sh"),
+                program: Path::new(env!("CARGO_MANIFEST_DIR")).join("src/plugin/support/worker.sh"),
                 folders: vec![Folder { path: plugins, origin: Origin::Program }],
                 limits: plugin::Limits {
                     grace: Duration::from_millis(200),
                     terminate: Duration::from_millis(200),
                     ..plugin::Limits::default()
                 },
+                ..plugin::Settings::default()
             },
             limits,
         };

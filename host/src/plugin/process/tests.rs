@@ -167,12 +167,16 @@ async fn an_exit_without_a_result_is_told_with_the_status() {
 
 #[tokio::test]
 async fn what_is_no_protocol_is_told() {
-    let known = "spoke no protocol that this program knows: ";
-    fails("say '{}'", &format!("{known}a line that is no message"), &[]).await;
+    let known = "broke the protocol: ";
+    fails("say '{}'", &format!("{known}it sent a line that is no message"), &[]).await;
     // What follows the hello is not shown, as it may be a damaged offer with a key in it.
-    fails("say '{\"type\":\"offer\",\"key\":1'", &format!("{known}a line that is no message"), &[])
-        .await;
-    fails("tr '\\0' x </dev/zero", &format!("{known}a line of more than 1 MiB"), &[]).await;
+    fails(
+        "say '{\"type\":\"offer\",\"key\":1'",
+        &format!("{known}it sent a line that is no message"),
+        &[],
+    )
+    .await;
+    fails("tr '\\0' x </dev/zero", &format!("{known}it sent a line of more than 1 MiB"), &[]).await;
     fails("exec >&-; sleep 300", &format!("{known}it closed its output and went on running"), &[])
         .await;
 }
@@ -190,7 +194,7 @@ async fn does_not_start(body: &str, message: &str, causes: &[&str]) {
 
 #[tokio::test]
 async fn a_plugin_that_does_not_say_hello_does_not_start() {
-    let known = "spoke no protocol that this program knows: ";
+    let known = "broke the protocol: ";
     does_not_start(
         "echo Welcome to the machine",
         &format!("{known}its first line is no message"),
@@ -328,6 +332,14 @@ async fn endless_output_is_slowed_down_and_can_be_cancelled() {
 }
 
 #[tokio::test]
+async fn endless_notices_end_the_launch() {
+    let lab = Lab::new();
+    let (messages, result) = all(&mut lab.launch("while :; do notice more; done").await).await;
+    assert_eq!(messages.len(), 200);
+    assert_eq!(result.unwrap_err().message, "plugin `x` sent more than 200 notices");
+}
+
+#[tokio::test]
 async fn endless_noise_on_standard_error_does_not_disturb() {
     let lab = Lab::new();
     let body = r#"yes "noise" | head -c 3000000 >&2; yes >&2 & say '{"type":"done"}'"#;
@@ -352,10 +364,7 @@ async fn a_plugin_that_reads_nothing_cannot_make_the_manager_wait() {
         process.send(HostMessage::Launch(Box::new(notice.clone())));
     }
     let error = all(&mut process).await.1.unwrap_err();
-    assert_eq!(
-        error.message,
-        "plugin `x` spoke no protocol that this program knows: it does not read what it is sent"
-    );
+    assert_eq!(error.message, "plugin `x` broke the protocol: it does not read what it is sent");
 }
 
 #[tokio::test]

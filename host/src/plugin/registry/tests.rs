@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 
 use super::*;
+use crate::plugin::listing::State;
 use crate::plugin::support::{set_mode, Place};
 
 async fn resolved(place: &Place, scheme: &str, backend: Option<&str>) -> String {
@@ -141,7 +142,7 @@ async fn a_scheme_that_nobody_serves_is_told_with_the_nearest() {
     assert_eq!(
         resolved(&place, "docker", None).await,
         format!(
-            "no plugin serves the scheme `docker`: plugin `docker` cannot be used: plugin `docker` \
+            "no plugin serves the scheme `docker`: plugin `docker` cannot be used: it \
              exited with status 3 before answering {hint}"
         )
     );
@@ -259,7 +260,7 @@ async fn what_is_broken_is_listed_with_the_reason_and_what_mends_it() {
         listed(&place).await,
         [
             "half broken: it is no shared library | build it as a `cdylib`, or with `cc -shared`",
-            "crash broken: plugin `crash` was killed by signal 11 (SIGSEGV): sorry | -",
+            "crash broken: it was killed by signal 11 (SIGSEGV): sorry | -",
             "lies broken: it calls itself `truth`, but its file is named for `lies` | give the file its name",
             "nothing broken: it serves no scheme | -",
             "quiet broken: it may not be executed | chmod +x …/own/distant-plugin-quiet",
@@ -322,6 +323,11 @@ async fn a_failure_is_remembered_but_not_for_ever() {
         assert_eq!(registry.resolve("b", None).await.unwrap().name, "b");
     }
     assert_eq!(starts(&place), 1);
+    // A launch that wants it asks again, but not twice.
+    assert!(registry.resolve("a", None).await.is_err());
+    assert_eq!(starts(&place), 2);
+    assert!(place.registry().resolve("a", Some("a")).await.is_err());
+    assert_eq!(starts(&place), 3);
     fs::write(&switch, "").unwrap();
     assert_eq!(registry.resolve("a", None).await.unwrap().name, "a");
 }

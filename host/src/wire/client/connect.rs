@@ -14,32 +14,32 @@ use distant_plugin_api::secret::Secret;
 use super::{Authenticator, ClientOptions, ConnectError, Credential};
 use crate::wire::frame::{Codec, CompressionLevel, CompressionType, EncryptionType};
 use crate::wire::handshake::{
-    check_version, pack, unpack, Choice, Connect, Counters, Exchange, ExchangeHalf, Offer, Purpose,
-    Role, SharedKey, Transcript, METHOD_KEY, METHOD_NONE, METHOD_PROOF, VERSION_LENGTH,
+    check_version, unpack, Choice, Connect, Counters, Exchange, ExchangeHalf, Offer, Purpose, Role,
+    SharedKey, Transcript, METHOD_KEY, METHOD_NONE, METHOD_PROOF, VERSION_LENGTH,
 };
 use crate::wire::message::{Authentication, AuthenticationResponse};
 use crate::wire::outbox::Outbox;
 use crate::wire::stream::{Socket, Stream};
-use crate::wire::FRAME_MAX;
+use crate::wire::{pack, FRAME_MAX};
 
 /// Bytes of a frame from a server that is not known yet.
 const UNKNOWN: usize = 64 * 1024;
 
 /// A connection that was set up.
-pub(super) struct Established<S> {
-    pub(super) stream: Stream<S>,
-    pub(super) identity: Identity,
+pub(in crate::wire) struct Established<S> {
+    pub(in crate::wire) stream: Stream<S>,
+    pub(in crate::wire) identity: Identity,
 }
 
 /// What makes it the same connection over another TCP connection.
-pub(super) struct Identity {
-    pub(super) id: u32,
+pub(in crate::wire) struct Identity {
+    pub(in crate::wire) id: u32,
     /// The one-time password; before it, the one whose successor the server may not have got.
-    pub(super) passwords: Vec<SharedKey>,
+    pub(in crate::wire) passwords: Vec<SharedKey>,
     /// Whether the passwords are proved instead of sent.
-    pub(super) is_proved: bool,
+    pub(in crate::wire) is_proved: bool,
     /// Whether the server is of our kind: it offers the proof.
-    pub(super) is_ours: bool,
+    pub(in crate::wire) is_ours: bool,
 }
 
 /// How far a set-up is, to tell what an end of the stream means.
@@ -132,7 +132,7 @@ async fn put_choice<S: Socket>(
 /// # Errors
 ///
 /// See [`ConnectError`].
-pub(super) async fn establish<S: Socket>(
+pub(in crate::wire) async fn establish<S: Socket>(
     socket: S,
     options: &ClientOptions,
     authenticator: &mut dyn Authenticator,

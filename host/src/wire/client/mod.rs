@@ -11,14 +11,13 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use distant_plugin_api::secret::SessionKey;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{timeout, Instant};
 use tokio_util::sync::CancellationToken;
 
-mod connect;
+pub(super) mod connect;
 mod run;
 
 use connect::Established;
@@ -29,12 +28,14 @@ use super::frame::{CompressionLevel, CompressionType};
 use super::message::Authentication;
 use super::outbox::Outbox;
 use super::stream::Socket;
-use super::Closed;
+use super::{Closed, FRAME_MAX};
 
 /// Bytes that are kept of what was sent, for a reconnection.
 const BACKUP: usize = 16 * 1024 * 1024;
 /// A server that says nothing for so long is lost, usually.
 const SILENCE: Duration = Duration::from_secs(20);
+/// Before the second attempt to connect again, usually.
+const BACK_OFF: Duration = Duration::from_secs(1);
 /// Replies to one request that may wait to be taken.
 const REPLIES: usize = 64;
 
@@ -54,7 +55,8 @@ pub enum Credential {
 pub struct ClientOptions {
     /// What to show.
     pub credential: Credential,
-    /// For all of it: to connect, to authenticate, and to have the first answer.
+    /// For all of it: to connect, to authenticate (with what the [`Authenticator`] takes), and to
+    /// have the first answer.
     pub within: Duration,
     /// Whether a lost connection is made again. Over TCP only.
     pub reconnect: bool,
@@ -62,6 +64,8 @@ pub struct ClientOptions {
     pub compression: Option<(CompressionType, CompressionLevel)>,
     /// A server that says nothing for so long is lost; it gives a sign of life every 5 s.
     pub silence: Duration,
+    /// Before the second attempt to connect again; doubled each time, up to 60 s.
+    pub back_off: Duration,
 }
 
 impl ClientOptions {
@@ -73,12 +77,13 @@ impl ClientOptions {
             reconnect: false,
             compression: None,
             silence: SILENCE,
+            back_off: BACK_OFF,
         }
     }
 
     /// To a server: reconnects, not compressed.
     pub fn tcp(credential: Credential, within: Duration) -> Self {
-        Self { credential, within, reconnect: true, compression: None, silence: SILENCE }
+        Self { credential, within, reconnect: true, ..Self::unix() }
     }
 }
 
@@ -161,6 +166,20 @@ pub enum ConnectError {
     },
 }
 
+/// Why a request was not sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// The connection is over.
+    #[error("the connection is closed")]
+    Closed,
+    /// The other end would close the connection because of it.
+    #[error("the request has {length} bytes, and only {FRAME_MAX} fit into a message")]
+    TooLong {
+        /// Its length.
+        length: usize,
+    },
+}
+
 /// A connection to a server or manager: a handle, cheap to clone.
 ///
 /// Dropping the last one, and all [`Replies`], closes it, after what is queued was written.
@@ -221,24 +240,23 @@ impl Client {
         address: SocketAddr,
         options: &ClientOptions,
     ) -> Result<Self, ConnectError> {
-        let socket = connect::reach(address).await.map_err(not_reached)?;
+        let reached = connect::reach(address).await;
+        let socket = reached.map_err(|error| not_reached(error, options.within))?;
         let first = Request::new(&BTreeMap::from([("type", "version")]));
         let frame = first.to_frame();
         let established = connect::establish(socket, options, &mut (), Some(&frame)).await?;
         let reconnect = options.reconnect.then_some(address);
-        // The reply may be there before anybody has subscribed to it.
-        let (client, mut replies) =
-            Self::start(established, options, reconnect, Some(address), Some((first, frame)));
-        match replies.as_mut() {
-            Some(replies) => match replies.next().await {
-                Some(response) => drop(client.0.first_response.set(response)),
-                None => {
-                    let reason = "it closed the connection instead of answering".to_owned();
-                    return Err(ConnectError::Protocol { reason });
-                }
-            },
-            None => {}
-        }
+        let keep = if options.reconnect { BACKUP } else { 0 };
+        let client = Self::new(established.stream.writing.sent - 1, keep, Some(address));
+        // The first request is written already: over the outbox it gets into the backup.
+        let outbox = &client.0.shared.outbox;
+        outbox.push(frame).await.map_err(|_| not_answered())?;
+        outbox.take(1);
+        let mut replies = client.subscribe(first.id);
+        client.start(established, reconnect, options);
+        let response = replies.next().await.ok_or_else(not_answered)?;
+        // Nobody else sets it.
+        let _ = client.0.first_response.set(response);
         Ok(client)
     }
 
@@ -257,10 +275,13 @@ impl Client {
         mut authenticator: impl Authenticator,
     ) -> Result<Self, ConnectError> {
         let connecting = async {
-            let socket = UnixStream::connect(path).await.map_err(not_reached)?;
+            let reached = UnixStream::connect(path).await;
+            let socket = reached.map_err(|error| not_reached(error, options.within))?;
             let established =
                 connect::establish(socket, &options, &mut authenticator, None).await?;
-            Ok(Self::start(established, &options, None, None, None).0)
+            let client = Self::new(established.stream.writing.sent, 0, None);
+            client.start(established, None, &options);
+            Ok(client)
         };
         let within = options.within;
         timeout(within, connecting).await.unwrap_or(Err(ConnectError::TimedOut { within }))
@@ -270,34 +291,18 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// The connection is over.
+    /// See [`SendError`].
     ///
     /// # Cancellation
     ///
     /// Dropping the future before it is ready sends nothing.
-    pub async fn send(&self, request: Request) -> Result<Replies, Closed> {
+    pub async fn send(&self, request: Request) -> Result<Replies, SendError> {
         let replies = self.subscribe(request.id.clone());
-        self.0.shared.outbox.push(request.to_frame()).await?;
+        self.fire(request).await?;
         Ok(replies)
     }
 
-    /// Sends a request whose replies go to a [`Self::route`], if to anybody; waits while the queue
-    /// is full.
-    ///
-    /// # Errors
-    ///
-    /// The connection is over.
-    pub async fn fire(&self, request: Request) -> Result<(), Closed> {
-        self.0.shared.outbox.push(request.to_frame()).await
-    }
-
-    /// Takes the replies to all requests whose id is `prefix`, `_` and anything. `prefix` holds no
-    /// `_`.
-    pub fn route(&self, prefix: &str) -> Replies {
-        self.subscribe(prefix.to_owned())
-    }
-
-    /// Subscribes to the replies to a request that is sent after this.
+    /// Subscribes to the replies to a request that is sent after this, or to those of a route.
     fn subscribe(&self, id: String) -> Replies {
         let (sender, receiver) = mpsc::channel(REPLIES);
         self.0.shared.subscribers().insert(id.clone(), sender);
@@ -306,6 +311,31 @@ impl Client {
             self.0.shared.subscribers().remove(&id);
         }
         Replies { id, receiver, client: self.clone() }
+    }
+
+    /// Sends a request whose replies go to a [`Self::route`], or to nobody; waits while the queue is
+    /// full, also while the connection is made again.
+    ///
+    /// # Errors
+    ///
+    /// See [`SendError`].
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future before it is ready sends nothing.
+    pub async fn fire(&self, request: Request) -> Result<(), SendError> {
+        let frame = request.to_frame();
+        if frame.len() > FRAME_MAX {
+            return Err(SendError::TooLong { length: frame.len() });
+        }
+        self.0.shared.outbox.push(frame).await.map_err(|Closed| SendError::Closed)
+    }
+
+    /// Takes the replies to all requests whose id is `prefix`, then `_`, then anything.
+    ///
+    /// No state is kept for any of these requests, so there may be any number of them.
+    pub fn route(&self, prefix: impl Into<String>) -> Replies {
+        self.subscribe(prefix.into())
     }
 
     /// How the connection is, now and later.
@@ -328,46 +358,42 @@ impl Client {
         self.0.shared.stop.cancel();
     }
 
-    fn start<S: Socket>(
-        established: Established<S>,
-        options: &ClientOptions,
-        reconnect: Option<SocketAddr>,
-        peer: Option<SocketAddr>,
-        first: Option<(Request, Bytes)>,
-    ) -> (Self, Option<Replies>) {
-        let keep = if reconnect.is_some() { BACKUP } else { 0 };
-        let sent = established.stream.writing.sent - u64::from(first.is_some());
-        let outbox = Outbox::new(sent, keep);
+    fn new(written: u64, keep: usize, peer: Option<SocketAddr>) -> Self {
         let shared = Arc::new(Shared {
-            outbox,
+            outbox: Outbox::new(written, keep),
             subscribers: Mutex::default(),
             status: watch::channel(Status::Connected).0,
             stop: CancellationToken::new(),
         });
-        let handle = Handle { shared: Arc::clone(&shared), peer, first_response: OnceLock::new() };
-        let client = Self(Arc::new(handle));
-        let replies = first.map(|(request, frame)| {
-            // It is written already: over the outbox it gets into the backup.
-            let _ = shared.outbox.try_push(&frame);
-            shared.outbox.take(1);
-            client.subscribe(request.id)
-        });
+        Self(Arc::new(Handle { shared, peer, first_response: OnceLock::new() }))
+    }
+
+    fn start<S: Socket>(
+        &self,
+        established: Established<S>,
+        reconnect: Option<SocketAddr>,
+        options: &ClientOptions,
+    ) {
+        let shared = Arc::clone(&self.0.shared);
         tokio::spawn(run::run(shared, established, reconnect, options.clone()));
-        (client, replies)
     }
 }
 
-fn not_reached(source: io::Error) -> ConnectError {
+fn not_answered() -> ConnectError {
+    ConnectError::Protocol { reason: "it closed the connection instead of answering".to_owned() }
+}
+
+fn not_reached(source: io::Error, within: Duration) -> ConnectError {
     match source.kind() {
         io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => {
             ConnectError::Refused { source }
         }
-        io::ErrorKind::TimedOut => ConnectError::TimedOut { within: Duration::ZERO },
+        io::ErrorKind::TimedOut => ConnectError::TimedOut { within },
         _ => ConnectError::Io { source },
     }
 }
 
-/// What a server replies to one request. Dropping it unsubscribes.
+/// What a server replies to one request, or to those of a route. Dropping it unsubscribes.
 ///
 /// Replies that nobody takes hold up all others of the connection once 64 of them wait, so take
 /// them or drop this.

@@ -14,13 +14,11 @@ use tracing::{debug, info, warn};
 use super::connect::{self, Established, Identity, ReconnectError};
 use super::{not_reached, ClientOptions, ConnectError, Status};
 use crate::wire::envelope::Response;
-use crate::wire::frame::{CompressionLevel, CompressionType, InvalidFrame};
+use crate::wire::frame::InvalidFrame;
 use crate::wire::outbox::Outbox;
 use crate::wire::stream::{Reading, Socket, Stream, FLUSH};
 
-/// Before the second attempt to connect again; doubled each time.
-const BACK_OFF: Duration = Duration::from_secs(1);
-/// The most it gets doubled to.
+/// The most that a pause between two attempts gets doubled to.
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(60);
 /// After so many connections in a row that did not last, the next one waits as well.
 const FLAPS: u32 = 5;
@@ -29,6 +27,10 @@ const ATTEMPT: Duration = Duration::from_secs(30);
 /// So many refusals in a row are the server's last word. Not the first one: what lies between may
 /// have closed the connection.
 const REFUSALS: u32 = 3;
+/// When nobody listens there so many times in a row, the server has ended: after about half a
+/// minute. Not earlier: what lies between may refuse as well, such as a network that is just coming
+/// back.
+const CLOSED: u32 = 6;
 /// A released server does not answer before it has noticed that the old connection is gone, and
 /// refuses everybody else meanwhile: for as long as its system tries to reach the lost one.
 const PATIENCE: Duration = Duration::from_secs(20 * 60);
@@ -47,11 +49,11 @@ impl Shared {
         self.subscribers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whoever waits for replies to this request, or to all whose ids begin like it.
-    fn subscriber(&self, id: &str) -> Option<mpsc::Sender<Response>> {
+    /// Who waits for the replies to a request: whoever sent it, else whoever has its route.
+    fn subscriber(&self, origin_id: &str) -> Option<mpsc::Sender<Response>> {
         let subscribers = self.subscribers();
-        let by_prefix = || subscribers.get(id.split_once('_')?.0);
-        subscribers.get(id).or_else(by_prefix).cloned()
+        let route = || subscribers.get(origin_id.split_once('_')?.0);
+        subscribers.get(origin_id).or_else(route).cloned()
     }
 }
 
@@ -94,13 +96,13 @@ pub(super) async fn run<S: Socket>(
         match (end, reconnect) {
             (End::Lost(reason), Some(address)) => {
                 info!(%address, reason, "connection lost");
-                flaps = if since.elapsed() < BACK_OFF { flaps + 1 } else { 0 };
+                flaps = if since.elapsed() < options.back_off { flaps + 1 } else { 0 };
                 shared.status.send_replace(Status::Reconnecting { reason });
                 let again = async {
                     if flaps > FLAPS {
-                        sleep(BACK_OFF).await;
+                        sleep(options.back_off).await;
                     }
-                    again(&shared, address, options.compression, &mut identity, received).await
+                    again(&shared, address, &options, &mut identity, received).await
                 };
                 let stream = tokio::select! {
                     stream = again => stream,
@@ -198,8 +200,7 @@ async fn read<S: Socket>(
 
 async fn deliver(shared: &Shared, undelivered: &mut Option<Response>, watch: &Watch) {
     let Some(response) = undelivered else { return };
-    let subscriber = shared.subscriber(&response.origin_id);
-    match subscriber {
+    match shared.subscriber(&response.origin_id) {
         Some(subscriber) => {
             watch.set(None);
             // Nobody waits for it any more if there is no place.
@@ -240,24 +241,24 @@ impl Watch {
 async fn again(
     shared: &Shared,
     address: SocketAddr,
-    compression: Option<(CompressionType, CompressionLevel)>,
+    options: &ClientOptions,
     identity: &mut Identity,
     received: u64,
 ) -> Result<Stream<tokio::net::TcpStream>, String> {
-    let mut pause = BACK_OFF;
-    let mut refusals = 0;
+    let mut pause = options.back_off;
+    let (mut refusals, mut closed) = (0, 0);
     let mut patient_until = Instant::now();
     loop {
         let mut is_asked = false;
         let attempt = async {
             let socket = connect::reach(address)
                 .await
-                .map_err(|error| ReconnectError::Failed(not_reached(error)))?;
+                .map_err(|error| ReconnectError::Failed(not_reached(error, ATTEMPT)))?;
             // The newest password first, then by turns with the one before.
             let (password, outbox) = (refusals as usize % 2, &shared.outbox);
             connect::resume(
                 socket,
-                compression,
+                options.compression,
                 identity,
                 password,
                 received,
@@ -281,8 +282,13 @@ async fn again(
             ReconnectError::Failed(error) => {
                 warn!(%address, %error, "cannot connect again yet");
                 refusals = 0;
+                closed = if matches!(error, ConnectError::Refused { .. }) { closed + 1 } else { 0 };
+                if closed >= CLOSED {
+                    return Err("nobody listens there any more".to_owned());
+                }
             }
             ReconnectError::Refused => {
+                closed = 0;
                 refusals += 1;
                 if refusals >= REFUSALS && patient_until <= Instant::now() {
                     return Err("the server refuses to take the connection up again".to_owned());

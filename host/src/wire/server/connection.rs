@@ -9,11 +9,11 @@ use tokio::sync::{watch, Mutex as AsyncMutex, OwnedMutexGuard, OwnedSemaphorePer
 use tokio::time::{sleep, timeout};
 use tracing::{debug, error, info};
 
+use super::reply::Limit;
 use super::setup::{self, Client};
 use super::{Heart, Peer, Reply, Server, Service};
 use crate::wire::envelope::Request;
 use crate::wire::handshake::SharedKey;
-use crate::wire::message::Header;
 use crate::wire::outbox::Outbox;
 use crate::wire::stream::{Reading, Socket, Stream, Writing, FLUSH};
 
@@ -37,6 +37,7 @@ pub(super) struct Connection<S: Service> {
     /// Counts who did.
     takeovers: watch::Sender<u64>,
     requests: Arc<Semaphore>,
+    limit: Arc<Limit>,
 }
 
 /// What is known only between frames.
@@ -172,6 +173,13 @@ fn open<T: Socket, S: Service>(
         claims: watch::channel(0).0,
         takeovers: watch::channel(0).0,
         requests: Arc::new(Semaphore::new(server.options.requests)),
+        limit: Arc::new(Limit {
+            frame: server.options.frame,
+            refusal: {
+                let service = Arc::clone(&server.service);
+                Box::new(move |reason| service.malformed(reason))
+            },
+        }),
     })
 }
 
@@ -263,12 +271,10 @@ async fn read<T: Socket, S: Service>(
         match Request::from_frame(&content) {
             Ok(request) => {
                 debug!(id = connection.id, request = request.id, "request");
-                handle(server, connection, Ok(request), place.ok()).await;
+                handle(server, connection, Ok(request), place.ok());
             }
             Err(invalid) => match invalid.id {
-                Some(id) => {
-                    handle(server, connection, Err((id, invalid.reason)), place.ok()).await;
-                }
+                Some(id) => handle(server, connection, Err((id, invalid.reason)), place.ok()),
                 None => return End::Final(invalid.to_string()),
             },
         }
@@ -279,7 +285,7 @@ async fn read<T: Socket, S: Service>(
 ///
 /// It runs here to its first wait, so that requests start in their order, and those that need not
 /// wait need no task.
-async fn handle<S: Service>(
+fn handle<S: Service>(
     server: &Arc<Server<S>>,
     connection: &Arc<Connection<S>>,
     request: Result<Request, (String, String)>,
@@ -291,7 +297,7 @@ async fn handle<S: Service>(
         Ok(request) => &request.id,
         Err((id, _)) => id,
     };
-    let reply = Reply::new(Arc::clone(&connection.outbox), id);
+    let reply = Reply::new(Arc::clone(&connection.outbox), Arc::clone(&connection.limit), id);
     let mut handling = Box::pin(async move {
         let reason = match request {
             Ok(request) => {
@@ -307,12 +313,10 @@ async fn handle<S: Service>(
             Err((_, reason)) => reason,
         };
         // If it cannot be sent, there is nobody to be told.
-        let _ = reply.send_bytes(Header::new(), service.malformed(&reason).into()).await;
+        let _ = reply.refuse(&reason).await;
         drop(place);
     });
-    if S::IN_ORDER {
-        handling.await;
-    } else if handling.as_mut().now_or_never().is_none() {
+    if handling.as_mut().now_or_never().is_none() {
         tokio::spawn(handling);
     }
 }

@@ -29,8 +29,6 @@ use super::envelope::Request;
 use super::FRAME_MAX;
 use connection::Connection;
 
-/// A lost TCP connection is noticed after so long, by what is not acknowledged.
-const TCP_PATIENCE: Duration = Duration::from_secs(60);
 /// After an error of the listener that concerns all connections, such as no more file descriptors.
 const LISTENER_PAUSE: Duration = Duration::from_millis(200);
 
@@ -69,11 +67,7 @@ impl Listener for TcpListener {
     async fn accept(&mut self) -> io::Result<(TcpStream, Peer)> {
         loop {
             let (stream, address) = TcpListener::accept(self).await?;
-            let patience = TCP_PATIENCE.as_millis().try_into().unwrap_or(u32::MAX);
-            let set = stream
-                .set_nodelay(true)
-                .and_then(|()| Ok(rustix::net::sockopt::set_tcp_user_timeout(&stream, patience)?));
-            match set {
+            match stream.set_nodelay(true) {
                 Ok(()) => return Ok((stream, Peer::Tcp(address))),
                 // It is gone already.
                 Err(error) => debug!(%address, %error, "connection lost while accepting it"),
@@ -124,7 +118,7 @@ pub struct ServerOptions {
     pub authentication: Duration,
     /// Requests of one connection that are handled at the same time; more wait unread.
     pub requests: usize,
-    /// Bytes of a frame.
+    /// Bytes of a frame, in both directions.
     pub frame: usize,
     /// Bytes that are kept of what was sent, for a reconnection.
     pub backup: usize,
@@ -186,17 +180,12 @@ pub trait Service: Send + Sync + 'static {
     /// are not cancelled; see [`Reply::closed`].
     fn closed(&self, _session: &Self::Session) {}
 
-    /// Whether a connection's requests are handled one after the other: each to its end before the
-    /// next is read. Then `handle` must not wait for long.
-    const IN_ORDER: bool = false;
-
-    /// Handles one request, in a task of its own unless [`Self::IN_ORDER`]. The requests of a
-    /// connection start in the order in which they arrive: each runs to its first wait before the
-    /// next one starts.
+    /// Handles one request, in a task of its own. The requests of a connection start in the order
+    /// in which they arrive: each runs to its first wait before the next one starts.
     async fn handle(&self, session: Arc<Self::Session>, request: Request, reply: Reply);
 
-    /// MessagePack payload of the reply to a request that cannot be read, but whose id can, or whose
-    /// handler panicked.
+    /// MessagePack payload of the reply to a request that cannot be read but for its id, whose handler
+    /// panicked, or whose reply is too long for a message.
     fn malformed(&self, reason: &str) -> Vec<u8>;
 }
 

@@ -9,10 +9,11 @@ use super::connection::{Attachment, Connection};
 use super::{Server, Service, Verifier};
 use crate::wire::frame::{Codec, CompressionType, EncryptionType};
 use crate::wire::handshake::{
-    pack, unpack, version, Choice, Connect, Counters, Exchange, ExchangeHalf, Offer, Purpose, Role,
+    unpack, version, Choice, Connect, Counters, Exchange, ExchangeHalf, Offer, Purpose, Role,
     SharedKey, Transcript, METHOD_KEY, METHOD_NONE, METHOD_PROOF,
 };
 use crate::wire::message::{Authentication, AuthenticationQuestion, AuthenticationResponse};
+use crate::wire::pack;
 use crate::wire::stream::{Socket, Stream};
 
 /// Bytes of a frame from a client that is not known yet.

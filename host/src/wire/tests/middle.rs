@@ -1,1 +1,138 @@
-//! placeholder
+//! A machine in the middle that makes a key exchange with each end and reads everything.
+
+use std::sync::{Mutex, PoisonError};
+
+use tokio::sync::watch;
+
+use super::*;
+use crate::wire::client::ConnectError;
+use crate::wire::frame::{Codec, CompressionType, EncryptionType};
+use crate::wire::handshake::{version, Choice, Exchange, ExchangeHalf, Offer};
+use crate::wire::stream::{Reading, Writing};
+
+const LIMIT: usize = 1024 * 1024;
+
+/// Does what a released client does up to the encryption.
+pub(super) async fn greet_as_client(socket: TcpStream) -> Stream<TcpStream> {
+    let mut stream = Stream::new(socket, LIMIT);
+    let _: [u8; 24] = stream.raw().await.unwrap();
+    let _: Offer = stream.expect_message().await.unwrap();
+    stream.writing.put_message(&Choice {
+        compression_level: None,
+        compression_type: None,
+        encryption_type: Some(EncryptionType::XChaCha20Poly1305),
+    });
+    exchange(stream).await
+}
+
+/// Does what a server does up to the encryption.
+async fn greet_as_server(socket: TcpStream) -> Stream<TcpStream> {
+    let mut stream = Stream::new(socket, LIMIT);
+    stream.writing.put_raw(&version());
+    stream.writing.put_message(&Offer {
+        compression_types: vec![CompressionType::Deflate],
+        encryption_types: vec![EncryptionType::XChaCha20Poly1305],
+    });
+    stream.writing.flush().await.unwrap();
+    let _: Choice = stream.expect_message().await.unwrap();
+    exchange(stream).await
+}
+
+async fn exchange(mut stream: Stream<TcpStream>) -> Stream<TcpStream> {
+    let exchange = Exchange::new();
+    stream.writing.put_message(&exchange.half());
+    stream.writing.flush().await.unwrap();
+    let theirs: ExchangeHalf = stream.expect_message().await.unwrap();
+    let key = exchange.finish(&theirs).unwrap();
+    stream.switch(Codec::new(Some(key.expose()), None));
+    stream
+}
+
+/// The machine, and every frame that it has read.
+struct Middle {
+    address: SocketAddr,
+    read: Arc<Mutex<Vec<u8>>>,
+    connections: watch::Receiver<u64>,
+}
+
+impl Middle {
+    async fn start(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let read = Arc::new(Mutex::new(Vec::new()));
+        let record = Arc::clone(&read);
+        let (count, connections) = watch::channel(0);
+        tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                let far = TcpStream::connect(target).await.unwrap();
+                let (near, far) = tokio::join!(greet_as_server(near), greet_as_client(far));
+                let there = pass_on(near.reading, far.writing, Arc::clone(&record));
+                let back = pass_on(far.reading, near.writing, Arc::clone(&record));
+                tokio::spawn(async move {
+                    tokio::select! { () = there => {} () = back => {} }
+                });
+                count.send_modify(|count| *count += 1);
+            }
+        });
+        Self { address, read, connections }
+    }
+
+    fn has_read(&self, bytes: &[u8]) -> bool {
+        let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        read.windows(bytes.len()).any(|window| window == bytes)
+    }
+
+    fn has_read_key(&self) -> bool {
+        self.has_read(key().expose()) || self.has_read(key().expose_hex().expose().as_bytes())
+    }
+}
+
+async fn pass_on(
+    mut from: Reading<TcpStream>,
+    mut to: Writing<TcpStream>,
+    record: Arc<Mutex<Vec<u8>>>,
+) {
+    while let Ok(Some(content)) = from.next().await {
+        record.lock().unwrap().extend_from_slice(&content);
+        to.put(&content);
+        if to.flush().await.is_err() {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_proof_fails_through_a_machine_in_the_middle_which_learns_nothing() {
+    let mut server = Served::tcp().await;
+    let middle = Middle::start(server.address).await;
+    let error = Client::connect_tcp(&[middle.address], proof()).await.unwrap_err();
+    assert!(matches!(error, ConnectError::Rejected { .. }), "{error:?}");
+    assert!(middle.has_read(b"static_key_proof") && !middle.has_read_key());
+    assert!(server.events.try_recv().is_err(), "the server took somebody in");
+}
+
+/// What the proof is there for: with released programs the key passes, and nobody notices.
+#[tokio::test]
+async fn a_key_that_is_sent_is_read_by_a_machine_in_the_middle() {
+    let server = Served::tcp().await;
+    let middle = Middle::start(server.address).await;
+    let client = Client::connect_tcp(&[middle.address], sent_key()).await.unwrap();
+    assert_eq!(echo(&client, "hello").await, "hello");
+    assert!(middle.has_read_key());
+}
+
+#[tokio::test]
+async fn a_machine_that_comes_into_the_middle_later_cannot_take_the_connection_up() {
+    let mut server = Served::tcp().await;
+    let middle = Middle::start(server.address).await;
+    let proxy = Proxy::start(server.address).await;
+    let client = Client::connect_tcp(&[proxy.address], proof()).await.unwrap();
+    server.until(Event::Handled).await;
+    proxy.target.send_replace(middle.address);
+    proxy.cut();
+    let mut tries = middle.connections.clone();
+    within(tries.wait_for(|tries| *tries > 0)).await.unwrap();
+    proxy.target.send_replace(server.address);
+    assert_eq!(echo(&client, "only for the server").await, "only for the server");
+    assert!(middle.has_read(b"Reconnect") && !middle.has_read(b"only for the server"));
+}

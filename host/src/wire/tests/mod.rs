@@ -11,10 +11,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::client::connect::{establish, Established, Identity};
 use super::client::{Client, ClientOptions, Credential};
-use super::envelope::{pack, Request};
+use super::envelope::Request;
 use super::message::Header;
+use super::pack;
 use super::server::{self, Peer, Reply, ServerOptions, Service};
+use super::stream::Stream;
 
 mod channel;
 mod limits;
@@ -68,34 +71,45 @@ enum Event {
     Handled,
 }
 
-fn reply_of(text: &str) -> Message {
+fn message_of(text: &str) -> Message {
     message("reply", text)
 }
 
-struct Echo(mpsc::UnboundedSender<Event>);
+struct Echo {
+    events: mpsc::UnboundedSender<Event>,
+    /// Replies to `endless` that were taken off its hands.
+    sent: watch::Sender<u64>,
+}
+
+impl Echo {
+    fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<Event>) {
+        let (events, receiver) = mpsc::unbounded_channel();
+        (Arc::new(Self { events, sent: watch::channel(0).0 }), receiver)
+    }
+}
 
 #[async_trait]
 impl Service for Echo {
     type Session = ();
 
     fn open(&self, _connection: u32, _peer: &Peer) {
-        let _ = self.0.send(Event::Open);
+        let _ = self.events.send(Event::Open);
     }
 
     fn attached(&self, (): &()) {
-        let _ = self.0.send(Event::Attached);
+        let _ = self.events.send(Event::Attached);
     }
 
     fn detached(&self, (): &()) {
-        let _ = self.0.send(Event::Detached);
+        let _ = self.events.send(Event::Detached);
     }
 
     fn closed(&self, (): &()) {
-        let _ = self.0.send(Event::Closed);
+        let _ = self.events.send(Event::Closed);
     }
 
     async fn handle(&self, _session: Arc<()>, request: Request, reply: Reply) {
-        let _ = self.0.send(Event::Handled);
+        let _ = self.events.send(Event::Handled);
         let Ok(message) = request.parse::<Message>() else {
             let payload = self.malformed("not understood").into();
             let _ = reply.send_bytes(Header::new(), payload).await;
@@ -108,9 +122,10 @@ impl Service for Echo {
             "endless" => {
                 for number in 0.. {
                     let text = format!("{number} {}", message["text"]);
-                    if reply.send(&reply_of(&text)).await.is_err() {
+                    if reply.send(&message_of(&text)).await.is_err() {
                         break;
                     }
+                    self.sent.send_modify(|sent| *sent += 1);
                 }
             }
             _ => {
@@ -120,7 +135,7 @@ impl Service for Echo {
     }
 
     fn malformed(&self, reason: &str) -> Vec<u8> {
-        pack(&message("error", reason)).to_vec()
+        pack(&message("error", reason))
     }
 }
 
@@ -128,6 +143,8 @@ impl Service for Echo {
 struct Served {
     address: SocketAddr,
     events: mpsc::UnboundedReceiver<Event>,
+    /// See [`Echo::sent`].
+    sent: watch::Receiver<u64>,
     shutdown: CancellationToken,
     task: tokio::task::JoinHandle<()>,
 }
@@ -136,10 +153,11 @@ impl Served {
     async fn start(options: ServerOptions) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (sender, events) = mpsc::unbounded_channel();
+        let (service, events) = Echo::new();
+        let sent = service.sent.subscribe();
         let shutdown = CancellationToken::new();
-        let serving = server::serve(listener, options, Arc::new(Echo(sender)), shutdown.clone());
-        Self { address, events, shutdown, task: tokio::spawn(serving) }
+        let serving = server::serve(listener, options, service, shutdown.clone());
+        Self { address, events, sent, shutdown, task: tokio::spawn(serving) }
     }
 
     async fn tcp() -> Self {
@@ -156,36 +174,65 @@ impl Served {
 /// A TCP connection in the middle, to be cut.
 struct Proxy {
     address: SocketAddr,
-    cuts: watch::Sender<u64>,
+    /// Where new connections lead.
+    target: watch::Sender<SocketAddr>,
+    cuts: watch::Sender<Cut>,
     /// Connections so far.
     connections: watch::Receiver<u64>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Cut {
+    None,
+    Both,
+    /// The server does not notice.
+    Near,
 }
 
 impl Proxy {
     async fn start(target: SocketAddr) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let cuts = watch::channel(0).0;
+        let (target, targets) = watch::channel(target);
+        let cuts = watch::channel(Cut::None).0;
         let sender = cuts.clone();
         let (count, connections) = watch::channel(0);
         tokio::spawn(async move {
             while let Ok((mut near, _)) = listener.accept().await {
                 count.send_modify(|count| *count += 1);
                 let mut cut = sender.subscribe();
+                let target = *targets.borrow();
                 tokio::spawn(async move {
                     let mut far = TcpStream::connect(target).await.unwrap();
                     tokio::select! {
-                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => return,
                         _ = cut.changed() => {}
+                    }
+                    drop(near);
+                    if matches!(*cut.borrow(), Cut::Near) {
+                        std::future::pending::<()>().await;
                     }
                 });
             }
         });
-        Self { address, cuts, connections }
+        Self { address, target, cuts, connections }
     }
 
     /// Cuts all connections; new ones get through.
     fn cut(&self) {
-        self.cuts.send_modify(|cuts| *cuts += 1);
+        self.cuts.send_replace(Cut::Both);
     }
+
+    /// Cuts all connections so that only the clients notice.
+    fn strand(&self) {
+        self.cuts.send_replace(Cut::Near);
+    }
+}
+
+/// Sets up what a client or server of another kind could: connected, authenticated by the key.
+async fn raw_client(address: SocketAddr) -> (Stream<TcpStream>, Identity) {
+    let socket = TcpStream::connect(address).await.unwrap();
+    let Established { stream, identity } =
+        within(establish(socket, &sent_key(), &mut (), None)).await.unwrap();
+    (stream, identity)
 }

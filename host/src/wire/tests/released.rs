@@ -1,4 +1,7 @@
 //! Each of our ends against the other end of the released crates.
+//!
+//! On several threads: a released server whose connection breaks while it writes tries again and
+//! again without a pause, and the only thread of a runtime would never get to see that it is closed.
 
 use std::net::IpAddr;
 
@@ -12,6 +15,8 @@ use distant_core::net::common::{Request as ReleasedRequest, SecretKey32, Version
 use distant_core::net::server::{
     RequestCtx, Server as ReleasedServer, ServerConfig, ServerHandler, TcpServerRef,
 };
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 use crate::wire::client::{ConnectError, Status};
@@ -83,7 +88,7 @@ async fn released_client(address: SocketAddr) -> ReleasedClient<Message, Message
     within(connecting).await.unwrap()
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn our_client_uses_a_released_server() {
     let (_server, address) = released_server().await;
     let client = Client::connect_tcp(&[address], sent_key()).await.unwrap();
@@ -93,7 +98,40 @@ async fn our_client_uses_a_released_server() {
     assert_eq!(echo(&client, &long).await, long);
 }
 
-#[tokio::test]
+/// Counts what a client sends until it has its first answer, each piece as it arrives.
+async fn flights(target: SocketAddr, options: ClientOptions) -> usize {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let counting = tokio::spawn(async move {
+        let (near, _) = listener.accept().await.unwrap();
+        let (mut from_client, mut to_client) = near.into_split();
+        let far = TcpStream::connect(target).await.unwrap();
+        let (mut from_server, mut to_server) = far.into_split();
+        tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
+        let mut flights = 0;
+        let mut piece = vec![0; 64 * 1024];
+        while let Ok(length @ 1..) = from_client.read(&mut piece).await {
+            flights += 1;
+            to_server.write_all(&piece[..length]).await.unwrap();
+        }
+        flights
+    });
+    let options = ClientOptions { reconnect: false, ..options };
+    drop(Client::connect_tcp(&[address], options).await.unwrap());
+    within(counting).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_flights_bring_the_first_answer() {
+    let (_server, released) = released_server().await;
+    assert_eq!(flights(released, sent_key()).await, 2);
+    let ours = Served::tcp().await;
+    for options in [sent_key(), proof()] {
+        assert_eq!(flights(ours.address, options).await, 2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_released_server_takes_neither_a_wrong_key_nor_a_proof() {
     let (_server, address) = released_server().await;
     let wrong = Credential::Key(SessionKey::new([8; 32]));
@@ -103,7 +141,7 @@ async fn a_released_server_takes_neither_a_wrong_key_nor_a_proof() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_released_client_uses_our_server() {
     let server = Served::tcp().await;
     let mut client = released_client(server.address).await;
@@ -140,7 +178,7 @@ impl AuthMethodHandler for AgreesToAll {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_released_client_that_agrees_to_every_method_is_asked_for_the_key() {
     let server = Served::tcp().await;
     let answer = StaticKeyAuthMethodHandler::simple(key().expose_hex().expose().to_owned());
@@ -154,7 +192,7 @@ async fn a_released_client_that_agrees_to_every_method_is_asked_for_the_key() {
     assert_eq!(response.payload["text"], "hello");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_released_client_hears_our_heartbeats() {
     let heartbeat = Duration::from_millis(20);
     let server = Served::start(ServerOptions { heartbeat, ..ServerOptions::tcp(key()) }).await;
@@ -171,7 +209,7 @@ async fn a_released_client_hears_our_heartbeats() {
     assert!(!client.is_finished());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn our_client_takes_up_a_connection_to_a_released_server_and_loses_nothing() {
     let (_server, address) = released_server().await;
     let proxy = Proxy::start(address).await;
@@ -196,7 +234,7 @@ async fn our_client_takes_up_a_connection_to_a_released_server_and_loses_nothing
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_released_client_takes_up_a_connection_to_our_server_and_loses_nothing() {
     let heartbeat = Duration::from_millis(50);
     let server = Served::start(ServerOptions { heartbeat, ..ServerOptions::tcp(key()) }).await;
@@ -216,7 +254,7 @@ async fn a_released_client_takes_up_a_connection_to_our_server_and_loses_nothing
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_released_client_loses_nothing_after_heartbeats_either() {
     let heartbeat = Duration::from_millis(10);
     let server = Served::start(ServerOptions { heartbeat, ..ServerOptions::tcp(key()) }).await;

@@ -78,6 +78,23 @@ async fn requests_of_one_connection_do_not_wait_for_each_other() {
 }
 
 #[tokio::test]
+async fn a_route_takes_the_replies_to_all_requests_of_its_prefix() {
+    let server = Served::tcp().await;
+    let client = Client::connect_tcp(&[server.address], proof()).await.unwrap();
+    let mut route = client.route("7");
+    for number in 0..10 {
+        let mut request = Request::new(&message("echo", &number.to_string()));
+        request.id = format!("7_{number}");
+        client.fire(request).await.unwrap();
+    }
+    assert_eq!(echo(&client, "its own").await, "its own");
+    for number in 0..10 {
+        let response = within(route.next()).await.unwrap();
+        assert_eq!(response.origin_id, format!("7_{number}"));
+    }
+}
+
+#[tokio::test]
 async fn a_handler_that_panics_is_reported_and_the_connection_lives() {
     let server = Served::tcp().await;
     let client = Client::connect_tcp(&[server.address], proof()).await.unwrap();
@@ -138,12 +155,12 @@ impl crate::wire::client::Authenticator for Mirror {
 async fn a_unix_socket_needs_no_key_and_shows_its_round() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("socket");
-    let (sender, mut events) = mpsc::unbounded_channel();
+    let (service, mut events) = Echo::new();
     let shutdown = CancellationToken::new();
     let serving = server::serve(
         UnixListener::bind(&path).unwrap(),
         ServerOptions::unix(),
-        Arc::new(Echo(sender)),
+        service,
         shutdown.clone(),
     );
     let serving = tokio::spawn(serving);
