@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{often, report, Home, Look, Manager, Server};
+use crate::support::{calm, often, report, Home, Look, Manager, Server};
 
 /// Connections at the same time.
 const CONNECTIONS: usize = 100;
@@ -24,7 +24,9 @@ struct Cost {
 fn watch(home: &Home, server: &Server, manager: &Manager, time: Duration) -> [Cost; 2] {
     let processes = [manager.pid(), server.process.pid()];
     let destination = server.destination_by(server.address);
-    let connect = || drop(home.peer(["connect", &destination]).run().id());
+    let connect = || {
+        home.peer(["connect", &destination]).run().id();
+    };
     (0..5).for_each(|_| connect());
     let before = processes.map(Look::memory);
     (5..CONNECTIONS).for_each(|_| connect());
@@ -43,6 +45,7 @@ fn watch(home: &Home, server: &Server, manager: &Manager, time: Duration) -> [Co
 
 #[test]
 fn idle_connections_cost_nothing_but_their_heartbeats() {
+    let _calm = calm();
     let time = Duration::from_secs(if often(10) == 10 { 20 } else { 6 });
     let home = Home::new();
     let server = Server::start(&home);
@@ -65,7 +68,8 @@ fn idle_connections_cost_nothing_but_their_heartbeats() {
         let beats = 1 + time.as_secs() / HEARTBEAT.as_secs();
         let allowed = 3 * beats * CONNECTIONS as u64 + 50;
         assert!(ours.wake_ups <= allowed, "{who}: {} of {allowed}", ours.wake_ups);
-        assert!(theirs.wake_ups > 10 * allowed, "what is compared here? {theirs:?}");
+        // Else nothing was measured.
+        assert!(theirs.wake_ups > 2 * allowed, "{theirs:?}");
         assert!(ours.memory < 64.0, "{who}: {ours:?}");
     }
 }

@@ -6,7 +6,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{eventually, often, peer, Home, Invocation, Look, Manager, Seen};
+use crate::support::{calm, eventually, often, peer, Home, Invocation, Look, Manager, Seen};
 
 /// Moments at which each is killed.
 const MOMENTS: usize = 160;
@@ -111,7 +111,7 @@ fn a_manager_that_is_killed_leaves_nothing_and_the_next_launch_works() {
 fn a_worker_that_is_killed_takes_its_server_along_and_the_next_launch_works() {
     killed_in_a_launch(is_worker, |finished| {
         if finished.status.code() != Some(0) {
-            assert!(finished.stderr.contains("signal 9"), "{}", finished.told());
+            assert!(finished.stderr.starts_with("error: "), "{}", finished.told());
         }
     });
 }
@@ -181,6 +181,7 @@ fn a_command_line_that_is_killed_leaves_nothing_and_the_next_launch_works() {
 
 #[test]
 fn a_command_line_that_is_killed_while_the_server_starts_leaves_nothing_at_once() {
+    let _calm = calm();
     let home = Home::new();
     let manager = Manager::start(&home);
     let mute = home.script("mute", "#!/bin/sh\nexec sleep 1000\n").display().to_string();

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    programs, repository, variable, within, Finished, Home, Invocation, Manager, Signal,
+    calm, programs, repository, variable, within, Finished, Home, Invocation, Manager, Signal,
 };
 
 /// What a person waits without wondering; a launch on this machine takes a fraction of it.
@@ -181,9 +181,12 @@ fn assert_refused(finished: Finished, code: i32, said: &[&str]) {
 fn a_wrong_option_is_named_before_anything_is_started() {
     let home = Home::new();
     let manager = Manager::start(&home);
+    let started = home.path("started");
+    let spy = home.script("spy", &format!("#!/bin/sh\ntouch {}\n", started.display()));
     let check = |options: &str, code, said: &[&str]| {
-        assert_refused(launch(&home).arg("--options").arg(options).run(), code, said);
-        assert!(manager.offspring().is_empty(), "{options}: {:#?}", manager.offspring());
+        let launch = launch(&home).arg("--distant").arg(&spy).arg("--options").arg(options);
+        assert_refused(launch.run(), code, said);
+        assert!(!started.exists(), "{options}");
     };
     check(
         "distant.bni=x",
@@ -198,7 +201,7 @@ fn a_wrong_option_is_named_before_anything_is_started() {
 
     let unknown = home.ours(["launch", "foo://localhost"]).run();
     assert_refused(unknown, 1, &["error: ", "`foo`"]);
-    assert!(manager.offspring().is_empty());
+    manager.assert_no_offspring();
 
     let json = launch(&home).arg("--format=json").arg("--options=distant.bni=x").run().code(1);
     let last: serde_json::Value =
@@ -268,7 +271,7 @@ fn a_flag_beats_the_options_these_the_configuration_and_that_the_default() {
             home.path("who").display(),
             ours()
         );
-        home.script(name, &text).display().to_string()
+        home.script(&format!("spies/{name}"), &text).display().to_string()
     };
     let (flag, options, config, nested) =
         (spy("flag"), spy("options"), spy("config"), spy("nested"));
@@ -295,6 +298,7 @@ fn a_flag_beats_the_options_these_the_configuration_and_that_the_default() {
 
 #[test]
 fn a_missing_server_is_told_at_once() {
+    let _calm = calm();
     let home = Home::new();
     let manager = Manager::start(&home);
     let begun = Instant::now();
@@ -352,6 +356,7 @@ impl Interruptible for crate::support::Terminal {
 
 #[test]
 fn ctrl_c_ends_the_launch_and_what_it_started() {
+    let _calm = calm();
     let home = Home::new();
     let manager = Manager::start(&home);
     let piped: fn(Invocation) -> Running<'static> = |launch| Box::new(launch.start());
@@ -400,6 +405,7 @@ fn sigterm_sigint_and_stop_end_a_manager_with_all_it_started() {
 
 #[test]
 fn kill_ends_the_server_that_a_launch_started() {
+    let _calm = calm();
     let home = Home::new();
     let manager = Manager::start(&home);
     let (kept, killed) = (launch(&home).run().id(), launch(&home).run().id());

@@ -6,10 +6,18 @@
 #![allow(unused_imports, dead_code, reason = "not every part has its tests yet")]
 
 mod abi;
+mod docs;
 mod faulty;
 mod idle;
 mod interop;
 mod kill;
 mod launch;
+mod malformed;
+mod properties;
+mod proxy;
+mod registry;
+mod secrets;
+mod server;
 mod soak;
+mod ssh;
 mod support;

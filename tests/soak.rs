@@ -2,7 +2,7 @@
 
 use std::process::{Child, Command};
 
-use crate::support::{eventually, often, report, Home, Look, Manager};
+use crate::support::{eventually, loud, often, report, Home, Look, Manager};
 
 /// Launches in a row.
 const LAUNCHES: usize = 500;
@@ -40,6 +40,7 @@ fn held(pid: u32) -> Vec<String> {
 
 #[test]
 fn launches_in_a_row_under_load_all_work_and_leave_nothing() {
+    let _loud = loud();
     let home = Home::new();
     let manager = Manager::start(&home);
     let pid = manager.pid();

@@ -142,6 +142,15 @@ fn the_log_arrives_at_the_level_that_the_host_keeps() {
 }
 
 #[test]
+fn a_worker_runs_one_launch() {
+    let mut worker = Worker::faulty();
+    worker.launch(json!({ "mode": "wait" }));
+    worker.launch(json!({}));
+    let expected = ("plugin".to_owned(), "the host asked for a second launch".to_owned());
+    assert_eq!(worker.fails(), expected);
+}
+
+#[test]
 fn a_host_that_breaks_the_protocol_is_told() {
     let long = format!("{{\"type\":\"cancel\",\"x\":\"{}\"}}", "x".repeat(1 << 20));
     for (line, expected) in [
@@ -156,7 +165,8 @@ fn a_host_that_breaks_the_protocol_is_told() {
         let worker = Worker::start(programs().plugin("faulty"));
         assert_eq!(worker.running.json()["type"], "hello");
         let mut worker = worker;
-        worker.running.say(line);
+        // It may end before it has read all of it.
+        worker.running.feed(format!("{line}\n").as_bytes());
         assert_eq!(worker.fails(), ("plugin".to_owned(), expected.to_owned()));
     }
 }

@@ -4,13 +4,13 @@ use std::mem::{align_of, offset_of, size_of};
 use std::process::Command;
 
 use distant_plugin_api::abi::{
-    CallerTable, PluginTable, Status, Text, ABI_MAJOR, ABI_MINOR, PLUGIN_MAGIC, SYMBOL,
+    CallerTable, PluginTable, Status, Text, ABI_MAJOR, ABI_MINOR, PLUGIN_MAGIC, ROOT_SYMBOL, SYMBOL,
 };
 use distant_plugin_api::message::MESSAGE_MAX;
 use serde_json::json;
 
 use super::{c_plugin, told, Worker, KEY};
-use crate::support::{repository, Home};
+use crate::support::{programs, repository, Home};
 
 #[test]
 fn the_header_and_rust_agree_on_every_offset_size_and_constant() {
@@ -232,4 +232,18 @@ fn a_c_plugin_kills_the_server_that_cannot_be_reached() {
     worker.say(json!({"type": "verdict", "id": id, "verdict": "unreachable", "reason": "no"}));
     let expected = ("port_unreachable".to_owned(), "the server cannot be reached".to_owned());
     assert_eq!(worker.fails(), expected);
+}
+
+#[test]
+fn a_rust_plugin_exports_its_two_symbols_and_nothing_else() {
+    for library in programs().plugins() {
+        let listed =
+            Command::new("nm").args(["-D", "--defined-only"]).arg(library).output().unwrap();
+        let listed = String::from_utf8(listed.stdout).unwrap();
+        let mut symbols: Vec<_> =
+            listed.lines().filter_map(|line| line.split(' ').nth(2)).collect();
+        symbols.sort_unstable();
+        // A library without the second one would be taken without a look at its layout.
+        assert_eq!(symbols, [ROOT_SYMBOL, SYMBOL], "{}", library.display());
+    }
 }

@@ -9,10 +9,12 @@ mod process;
 mod programs;
 mod proxy;
 mod server;
+mod sshd;
 mod system;
 mod terminal;
 pub(crate) mod wire;
 
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 pub(crate) use home::{Home, Invocation};
@@ -22,11 +24,25 @@ pub(crate) use process::{Finished, Running};
 pub(crate) use programs::{peer, programs, repository, variable};
 pub(crate) use proxy::Proxy;
 pub(crate) use server::Server;
+pub(crate) use sshd::{keygen, Sshd};
 pub(crate) use system::{Look, Seen};
 pub(crate) use terminal::Terminal;
 
 /// The longest that anything may take which should take no time; long, as the machine may be busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Held shared by tests that measure time, and alone by those that leave no time to others.
+static CALM: RwLock<()> = RwLock::new(());
+
+/// Keeps those away that load all cores, while somebody measures time.
+pub(crate) fn calm() -> RwLockReadGuard<'static, ()> {
+    CALM.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Keeps those away that measure time, while somebody loads all cores.
+pub(crate) fn loud() -> RwLockWriteGuard<'static, ()> {
+    CALM.write().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// How often to do what has to be done very often: `full` times if `DISTANT_SOAK` is `full`, else
 /// a tenth of that.

@@ -179,7 +179,9 @@ pub(crate) struct Running {
 impl Running {
     /// Starts a program in a group of its own, its three streams being pipes.
     pub(crate) fn start(command: &mut Command) -> Self {
-        let what = format!("{command:?}").replace('"', "");
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let words: Vec<_> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+        let what = words.join(" ");
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -207,7 +209,7 @@ impl Running {
 
     /// Writes all of this to its stdin and closes it. A program that ends without having read it
     /// is none the worse for it.
-    pub(super) fn feed(&mut self, input: &[u8]) {
+    pub(crate) fn feed(&mut self, input: &[u8]) {
         let mut stdin = self.stdin.take().expect("stdin is closed");
         let input = input.to_owned();
         thread::spawn(move || {

@@ -66,6 +66,7 @@ struct Half {
 pub(crate) struct Wire {
     stream: Box<dyn Stream>,
     cipher: Option<XChaCha20Poly1305>,
+    patience: Duration,
 }
 
 /// Writes a message in the way of this wire.
@@ -81,7 +82,7 @@ impl Wire {
     /// Takes a fresh connection; nothing was said on it yet.
     pub(crate) fn over(stream: impl Stream + 'static) -> Self {
         stream.wait_at_most(PATIENCE);
-        Self { stream: Box::new(stream), cipher: None }
+        Self { stream: Box::new(stream), cipher: None, patience: PATIENCE }
     }
 
     /// Connects to a manager and says nothing yet.
@@ -114,7 +115,8 @@ impl Wire {
 
     /// Another handle of the same end, for a thread of its own.
     pub(crate) fn twin(&self) -> Self {
-        Self { stream: self.stream.twin(), cipher: self.cipher.clone() }
+        let (stream, cipher) = (self.stream.twin(), self.cipher.clone());
+        Self { stream, cipher, patience: self.patience }
     }
 
     /// Closes it.
@@ -122,8 +124,9 @@ impl Wire {
         self.stream.end();
     }
 
-    /// Limits how long each read may take.
-    pub(crate) fn wait_at_most(&self, limit: Duration) {
+    /// Limits how long it waits for a message, whatever heartbeats come.
+    pub(crate) fn wait_at_most(&mut self, limit: Duration) {
+        self.patience = limit;
         self.stream.wait_at_most(limit);
     }
 
@@ -134,12 +137,16 @@ impl Wire {
 
     /// Reads everything that still comes; an error if that does not end in time.
     pub(crate) fn read_to_end(&mut self) -> io::Result<Vec<u8>> {
-        let mut rest = Vec::new();
-        match self.stream.read_to_end(&mut rest) {
-            Ok(_) => Ok(rest),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(rest),
-            Err(error) => Err(error),
+        let (end, mut rest, mut buffer) = (Instant::now() + self.patience, Vec::new(), [0; 4096]);
+        while Instant::now() < end {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return Ok(rest),
+                Ok(count) => rest.extend(&buffer[..count]),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(rest),
+                Err(error) => return Err(error),
+            }
         }
+        Err(io::ErrorKind::TimedOut.into())
     }
 
     /// The body of a frame with this content: encrypted, once the keys are exchanged.
@@ -162,12 +169,14 @@ impl Wire {
 
     /// Receives one frame, heartbeats left out.
     pub(crate) fn receive(&mut self) -> io::Result<Vec<u8>> {
-        loop {
+        let end = Instant::now() + self.patience;
+        while Instant::now() < end {
             let content = self.receive_any()?;
             if !content.is_empty() {
                 return Ok(content);
             }
         }
+        Err(io::ErrorKind::TimedOut.into())
     }
 
     /// Receives one frame, which may be a heartbeat.

@@ -20,7 +20,6 @@ use distant_plugin_api::message::{
 use distant_plugin_api::options::{OptionSchema, OptionType, Options, Schema};
 use distant_plugin_api::secret::SessionKey;
 use distant_plugin_api::{Caller, ErrorKind, LaunchError, LaunchRequest, Manifest, Plugin};
-use rustix::event::{poll, PollFd, PollFlags};
 
 /// Every way to misbehave, as `mode` names it, and what it means.
 const MODES: [(&str, &str); 26] = [
@@ -98,7 +97,7 @@ impl Plugin for Faulty {
         }
         misbehave_at("connected")?;
         if options.bool("stay")?.unwrap_or(false) {
-            wait(caller);
+            caller.wait_for_cancel();
         }
         Ok(())
     }
@@ -169,14 +168,6 @@ fn offer(options: &Options, caller: &Caller) -> Result<(), LaunchError> {
     }
 }
 
-/// Waits until the launch is cancelled.
-fn wait(caller: &Caller) {
-    let fd = caller.cancel_fd();
-    while !caller.is_cancelled() {
-        let _ = poll(&mut [PollFd::new(&fd, PollFlags::IN)], None);
-    }
-}
-
 fn misbehave(mode: &str, caller: &Caller) -> Result<(), LaunchError> {
     match mode {
         "error" => {
@@ -201,11 +192,11 @@ fn misbehave(mode: &str, caller: &Caller) -> Result<(), LaunchError> {
             std::hint::spin_loop();
         },
         "wait" => {
-            wait(caller);
+            caller.wait_for_cancel();
             caller.check()?;
         }
         "slow_cleanup" => {
-            wait(caller);
+            caller.wait_for_cancel();
             thread::sleep(Duration::from_secs(1));
             caller.check()?;
         }

@@ -34,7 +34,7 @@ extern "C" fn root() -> RootResult {
     abi::root(distant_plugin_v1)
 }
 
-#[unsafe(export_name = "_as_0lib__header_0root_1module_1loader")]
+#[unsafe(export_name = "_1as_0lib_1header_0root_bmodule_bloader")]
 static HEADER: abi::Header = abi::header(root);
 
 /// Runs while the library is loaded.

@@ -1,0 +1,141 @@
+//! Somebody in the middle of the connection to a server, who speaks for each end to the other.
+//!
+//! The key exchange of the wire is not authenticated, so such a machine can always read along. What
+//! it must not get is the key, or a connection that somebody trusts.
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use crate::support::wire::Wire;
+use crate::support::{Home, Invocation, Manager, Server};
+
+/// A machine in the middle that terminates both handshakes.
+struct Middle {
+    address: SocketAddr,
+    /// All frames that it read, as clear text.
+    seen: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Middle {
+    fn before(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let seen_there = seen.clone();
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let seen = seen_there.clone();
+                thread::spawn(move || relay(client, server, &seen));
+            }
+        });
+        Self { address, seen }
+    }
+
+    /// Tells whether this text was in anything that passed, as it is or as the bytes it stands for.
+    fn saw(&self, key: &str) -> bool {
+        let seen = self.seen.lock().unwrap();
+        let holds = |what: &[u8]| seen.windows(what.len()).any(|window| window == what);
+        holds(key.as_bytes()) || holds(&hex::decode(key).unwrap())
+    }
+
+    fn saw_anything(&self) -> bool {
+        !self.seen.lock().unwrap().is_empty()
+    }
+}
+
+/// Is the server for the client, the client for the server, and reads what it hands on.
+fn relay(client: TcpStream, server: SocketAddr, seen: &Arc<Mutex<Vec<u8>>>) {
+    let mut to_client = Wire::over(client);
+    let mut to_server = Wire::open_server(server);
+    if to_client.be_server().is_err() || to_server.be_client().is_err() {
+        return;
+    }
+    let directions = [(to_client.twin(), to_server.twin()), (to_server, to_client)];
+    for (mut from, mut to) in directions {
+        let seen = seen.clone();
+        thread::spawn(move || {
+            while let Ok(content) = from.receive_any() {
+                seen.lock().unwrap().extend(&content);
+                if to.send(&content).is_err() {
+                    break;
+                }
+            }
+            from.end();
+            to.end();
+        });
+    }
+}
+
+/// A launch whose plugin offers this server by way of the machine in the middle.
+fn launch(home: &Home, server: &Server, middle: &Middle, proof: bool) -> Invocation {
+    let options = format!("offer=\"{}\",key={},proof={proof}", middle.address, server.key);
+    home.ours(["launch", "faulty://x", "--options", &options])
+}
+
+#[test]
+fn a_machine_in_the_middle_of_our_own_ends_gets_neither_key_nor_connection() {
+    let home = Home::new();
+    let server = Server::start(&home);
+    let middle = Middle::before(server.address);
+    let manager = Manager::start(&home);
+    let failed = launch(&home, &server, &middle, true).run().code(1);
+    assert!(failed.stderr.starts_with("error: "), "{}", failed.told());
+    assert!(middle.saw_anything(), "the connection never went by the middle");
+    assert!(!middle.saw(&server.key), "the key has passed the middle");
+    manager.assert_no_offspring();
+
+    // Without it, the same works.
+    let direct = Middle { address: server.address, seen: Arc::default() };
+    launch(&home, &server, &direct, true).run().id();
+}
+
+#[test]
+fn what_the_middle_sees_where_the_key_has_to_be_sent() {
+    // A server that knows only the released way gets the key, and so does the middle: this shows
+    // that it would be seen above.
+    let home = Home::new();
+    let server = Server::start_peer(&home);
+    let middle = Middle::before(server.address);
+    let _manager = Manager::start(&home);
+    launch(&home, &server, &middle, false).run().id();
+    assert_eq!(home.ours(["spawn", "--", "echo", "hi"]).run().success().stdout, "hi\n");
+    assert!(middle.saw(&server.key));
+}
+
+#[test]
+fn a_launched_server_of_ours_is_never_sent_its_key() {
+    // The plugin itself says that the server takes the proof, and nobody falls back.
+    let home = Home::new();
+    let manager = Manager::start(&home);
+    let key = home.path("key");
+    let spy = home.script(
+        "spy",
+        &format!(
+            "#!/bin/sh\n{} \"$@\" | tee {}\n",
+            crate::support::programs().distant.display(),
+            key.display()
+        ),
+    );
+    home.ours(["launch", "manager://localhost", "--distant"]).arg(&spy).run().id();
+    let said = std::fs::read_to_string(&key).unwrap();
+    assert!(said.contains("distant-server proof=1"), "{said}");
+    assert_eq!(home.ours(["spawn", "--", "echo", "hi"]).run().success().stdout, "hi\n");
+    drop(manager);
+}
+
+#[test]
+fn a_wrong_key_is_refused_by_proof_and_by_name() {
+    let home = Home::new();
+    let mut server = Server::start(&home);
+    let right = std::mem::replace(&mut server.key, "00".repeat(32));
+    let direct = Middle { address: server.address, seen: Arc::default() };
+    let _manager = Manager::start(&home);
+    for proof in [true, false] {
+        launch(&home, &server, &direct, proof).run().code(1);
+    }
+    server.key = right;
+    for proof in [true, false] {
+        launch(&home, &server, &direct, proof).run().id();
+    }
+}

@@ -1,0 +1,250 @@
+//! Secrets that a run has used, and every place where they must not be.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use serde_json::json;
+
+use crate::support::wire::Wire;
+use crate::support::{programs, Finished, Home, Look, Manager, Server};
+
+/// Answers, passwords and the like that this test makes up.
+const ANSWER: &str = "correct-horse-battery-3141";
+const WRONG_ANSWER: &str = "wrong-horse-battery-2718";
+const PASSWORD: &str = "staple-in-the-destination-1618";
+
+/// Reads the arguments and environments of all processes of a home, again and again.
+struct Spy {
+    stop: Arc<AtomicBool>,
+    seen: Arc<Mutex<Vec<u8>>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Spy {
+    fn on(home: &Home) -> Self {
+        let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
+        let (mark, stop_there, seen_there) = (home.mark().to_owned(), stop.clone(), seen.clone());
+        let thread = thread::spawn(move || {
+            while !stop_there.load(Ordering::SeqCst) {
+                for process in Look::marked(&mark) {
+                    for file in ["cmdline", "environ"] {
+                        let path = format!("/proc/{}/{file}", process.pid);
+                        let text = fs::read(path).unwrap_or_default();
+                        let mut seen = seen_there.lock().unwrap();
+                        if !contains(&seen, &text) {
+                            seen.extend(text);
+                        }
+                    }
+                }
+                thread::yield_now();
+            }
+        });
+        Self { stop, seen, thread: Some(thread) }
+    }
+
+    fn seen(mut self) -> Vec<u8> {
+        self.stop.store(true, Ordering::SeqCst);
+        self.thread.take().unwrap().join().unwrap();
+        let seen = self.seen.lock().unwrap();
+        seen.clone()
+    }
+}
+
+fn contains(text: &[u8], what: &[u8]) -> bool {
+    !what.is_empty() && text.windows(what.len()).any(|window| window == what)
+}
+
+/// The forms in which a text might get somewhere: as it is, in capitals, as numbers, as the bytes
+/// that its digits stand for.
+fn forms(secret: &str) -> Vec<Vec<u8>> {
+    let numbers = |bytes: &[u8], blank: &str| {
+        let numbers: Vec<_> = bytes.iter().map(ToString::to_string).collect();
+        numbers.join(&format!(",{blank}")).into_bytes()
+    };
+    let mut forms = vec![
+        secret.as_bytes().to_vec(),
+        secret.to_uppercase().into_bytes(),
+        numbers(secret.as_bytes(), ""),
+        numbers(secret.as_bytes(), " "),
+        hex::encode(secret).into_bytes(),
+    ];
+    if let Ok(bytes) = hex::decode(secret) {
+        forms.extend([numbers(&bytes, ""), numbers(&bytes, " "), bytes]);
+    }
+    forms
+}
+
+#[test]
+fn the_search_finds_every_form() {
+    let key = "00ff7f".repeat(11);
+    assert!(forms(&key).iter().any(|form| contains(b"xx 0, 255, 127, 0, 255, 127, 0, 255, 127, 0, 255, 127, 0, 255, 127, 0, 255, 127, 0, 255, 127, 0, 255, 127, 0, 255, 127, 0, 255, 127, 0, 255, 127", form)));
+    assert!(forms("ab").iter().any(|form| contains(b"[97, 98]", form)));
+    assert!(forms("ab").iter().any(|form| contains(b"x6162", form)));
+}
+
+/// All files below a folder, but for those that the test wrote a secret into itself.
+fn files(folder: &Path, but: &[PathBuf]) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap().flatten() {
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            found.extend(files(&entry.path(), but));
+        } else if kind.is_file() && !but.contains(&entry.path()) {
+            found.push((entry.path(), fs::read(entry.path()).unwrap()));
+        }
+    }
+    found
+}
+
+/// What programs and the manager said, with who said it.
+#[derive(Default)]
+struct Said(Vec<(String, Vec<u8>)>);
+
+impl Said {
+    fn add(&mut self, who: String, text: Vec<u8>) {
+        self.0.push((who, text));
+    }
+
+    fn note(&mut self, finished: &Finished) {
+        let text = format!("{}{}", finished.stdout, finished.stderr);
+        self.add(finished.told(), text.into_bytes());
+    }
+}
+
+#[test]
+fn no_secret_is_anywhere_but_where_it_belongs() {
+    let home = Home::new();
+    let by_hand = Server::start(&home);
+    let peer_server = Server::start_peer(&home);
+    let manager = Manager::start_with(&home, &["--log-level", "trace"]);
+    let spy = Spy::on(&home);
+    let mut said = Said::default();
+    let trace = |args: &[&str]| home.ours(args).arg("--log-level").arg("trace");
+
+    // A launch whose server's connect line the test overhears.
+    let line = home.path("line");
+    let script = format!(
+        "#!/bin/sh\n{} \"$@\" --log-level trace --log-file {} | tee {}\n",
+        programs().distant.display(),
+        home.path("launched-server.log").display(),
+        line.display()
+    );
+    let server = home.script("server", &script);
+    let launched =
+        trace(&["launch", "manager://localhost", "--distant", server.to_str().unwrap()]).run();
+    said.note(&launched);
+    let id = launched.id().to_string();
+    let overheard = fs::read_to_string(&line).unwrap();
+    let key = overheard.split_once("distant://:").unwrap().1[..64].to_owned();
+    for args in [
+        &["spawn", "--", "echo", "hi"][..],
+        &["manager", "list"],
+        &["manager", "list", "--format=json"],
+        &["manager", "info", &id],
+        &["manager", "info", &id, "--format=json"],
+        &["plugin", "list"],
+    ] {
+        said.note(&trace(args).run().success());
+    }
+    for args in [&["manager", "list"][..], &["manager", "info", &id]] {
+        said.note(&home.peer(args).run().success());
+    }
+
+    // Answers, right and wrong, in both formats.
+    let options = format!("ask=\"Password: \",expect={ANSWER},mode=error,when=asked");
+    home.write("config/distant/config.toml", format!("[client.launch]\noptions = '{options}'\n"));
+    // The right answer stands in that file, which is why it is none of those searched below.
+    let config = home.path("config/distant/config.toml");
+    for answer in [ANSWER, WRONG_ANSWER] {
+        let mut launch = trace(&["launch", "faulty://x", "--format=json"]).start();
+        launch.say(r#"{"type":"auth_initialization_response","methods":["none"]}"#);
+        while launch.json()["type"] != "auth_challenge" {}
+        launch.say(&json!({"type": "auth_challenge_response", "answers": [answer]}).to_string());
+        said.note(&launch.finish().code(1));
+        let mut terminal = trace(&["launch", "faulty://x"]).on_terminal();
+        terminal.expect("Password: ");
+        terminal.type_keys(&format!("{answer}\n"));
+        let (_, screen) = terminal.finish();
+        said.add("the terminal".to_owned(), screen.into_bytes());
+    }
+    fs::remove_file(&config).unwrap();
+
+    // Keys that a person gives, right and wrong.
+    let wrong = "5e".repeat(32);
+    for server in [&by_hand, &peer_server] {
+        for key in [&server.key, &wrong] {
+            let destination = format!("distant://{}", server.address);
+            let connect = trace(&["connect", &destination, "--key-from-stdin"]);
+            said.note(&connect.input(format!("{key}\n")).run());
+        }
+    }
+
+    // A ticket, and what a client may put into its requests.
+    let mut client = Wire::manager(manager.socket());
+    let request = json!({
+        "type": "launch",
+        "destination": format!("manager://me:{PASSWORD}@localhost"),
+        "options": "",
+    });
+    let launched = client.ask("1", &request).unwrap();
+    assert_eq!(launched["type"], "launched", "{launched}");
+    let destination = launched["destination"].as_str().unwrap();
+    let ticket = destination.split_once("://:").unwrap().1[..64].to_owned();
+    let connect = json!({"type": "connect", "destination": destination, "options": ""});
+    let connected = client.ask("2", &connect).unwrap();
+    assert_eq!(connected["type"], "connected", "{connected}");
+    let again = client.ask("3", &connect).unwrap();
+    assert_eq!(again["type"], "error", "a ticket was good for two connections");
+    said.add("a used ticket's error".to_owned(), again.to_string().into_bytes());
+    // An option that its plugin calls a secret, for a server that is not there.
+    let offer = format!("offer=\"127.0.0.1:1\",key={wrong},proof=true,ask=password");
+    let request = json!({"type": "launch", "destination": "faulty://x", "options": offer});
+    client.request("4", &request).unwrap();
+    let question = client.reply("4").unwrap();
+    let answer = json!({"type": "auth_challenge_response", "answers": [ANSWER]});
+    let answer = json!({"type": "authenticate", "id": question["id"], "msg": answer});
+    client.request("5", &answer).unwrap();
+    said.add("an error".to_owned(), client.reply("4").unwrap().to_string().into_bytes());
+    let id = connected["id"].clone();
+    let info = client.ask("6", &json!({"type": "info", "id": id})).unwrap();
+    said.add("info".to_owned(), info.to_string().into_bytes());
+    drop(client);
+
+    let processes = spy.seen();
+    let finished = manager.stop();
+    said.note(&finished);
+
+    let logs = files(home.path("").as_path(), &[line]);
+    let logged = |name: &str, text: &[u8]| {
+        logs.iter().any(|(path, log)| path.ends_with(name) && contains(log, text))
+    };
+    // What is searched is what was meant to be: full logs, and the arguments of workers.
+    assert!(logged("manager.log", b"DEBUG") && logged("client.log", b"DEBUG"), "no full logs");
+    assert!(logged("launched-server.log", b"listening"), "no log of the server");
+    assert!(contains(&processes, b"plugin-worker") && contains(&processes, b"HOME="));
+
+    let secrets = [
+        ("the key of a launched server", &key),
+        ("the key of our server", &by_hand.key),
+        ("the key of a 0.20.0 server", &peer_server.key),
+        ("a wrong key", &wrong),
+        ("a ticket", &ticket),
+        ("an answer", &ANSWER.to_owned()),
+        ("a wrong answer", &WRONG_ANSWER.to_owned()),
+        ("the password of a destination", &PASSWORD.to_owned()),
+    ];
+    for (name, secret) in secrets {
+        for form in forms(secret) {
+            assert!(!contains(&processes, &form), "{name} is in an argument or a variable");
+            for (path, text) in &logs {
+                assert!(!contains(text, &form), "{name} is in {}", path.display());
+            }
+            for (who, text) in &said.0 {
+                assert!(!contains(text, &form), "{name} was said: {who}");
+            }
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Whom a launch trusts.
+
+use std::fs;
+
+use super::each_backend;
+use crate::support::{Finished, Home, Manager, Running, Sshd};
+
+const HELLO: &str = r#"{"type":"auth_initialization_response","methods":["none"]}"#;
+
+/// Starts a launch in JSON mode, and answers the manager's own round.
+fn in_json(launch: crate::support::Invocation) -> Running {
+    let mut launch = launch.arg("--format").arg("json").start();
+    launch.json();
+    launch.say(HELLO);
+    launch.json();
+    launch.json();
+    launch
+}
+
+fn refused(finished: Finished, reason: &str) {
+    let finished = finished.code(1);
+    assert!(finished.stderr.contains(reason), "{}", finished.told());
+}
+
+each_backend! {
+    fn a_host_that_is_not_known_is_asked_about_and_remembered(backend: &str) {
+        let home = Home::new();
+        let _manager = Manager::start(&home);
+        let sshd = Sshd::start(&home);
+        let known = home.write(".ssh/known_hosts", "# mine\n\nother ssh-ed25519 AAAA\n");
+        let mut launch = in_json(sshd.launch(&home, backend, ""));
+        let question = launch.json();
+        assert_eq!(question["type"], "auth_verification");
+        assert_eq!(question["kind"], "host");
+        let text = question["text"].as_str().unwrap();
+        assert!(text.starts_with(&format!("SSH host {} is not yet trusted.\nEd25519 Fingerprint: SHA256:", sshd.address)), "{text}");
+        launch.say(r#"{"type":"auth_verification_response","valid":true}"#);
+        assert_eq!(launch.json()["type"], "launched");
+        launch.finish().success();
+        let text = fs::read_to_string(&known).unwrap();
+        let added = text.strip_prefix("# mine\n\nother ssh-ed25519 AAAA\n").unwrap();
+        assert_eq!(added.lines().count(), 1, "{added}");
+        sshd.launch(&home, backend, "").run().id();
+    }
+
+    fn without_any_known_hosts_file_it_is_asked_too(backend: &str) {
+        let home = Home::new();
+        let _manager = Manager::start(&home);
+        let sshd = Sshd::start(&home);
+        let files = format!("user_known_hosts_files=\"{}\"", home.path("none/known").display());
+        let mut launch = in_json(sshd.launch(&home, backend, &files));
+        assert_eq!(launch.json()["type"], "auth_verification");
+        launch.say(r#"{"type":"auth_verification_response","valid":false}"#);
+        let error = launch.json();
+        assert_eq!((&error["type"], &error["kind"]), (&"error".into(), &"host_key".into()));
+        launch.finish().code(1);
+        assert!(!home.path("none/known").exists());
+    }
+
+    fn with_nobody_to_ask_it_is_refused(backend: &str) {
+        let home = Home::new();
+        let _manager = Manager::start(&home);
+        let sshd = Sshd::start(&home);
+        home.write(".ssh/known_hosts", "");
+        refused(sshd.launch(&home, backend, "").run(), "is not yet trusted");
+        assert_eq!(fs::read_to_string(home.path(".ssh/known_hosts")).unwrap(), "");
+    }
+
+    fn a_changed_key_is_refused_with_file_line_and_remedy(backend: &str) {
+        let home = Home::new();
+        let _manager = Manager::start(&home);
+        let (sshd, other) = (Sshd::start(&home), Sshd::start(&home));
+        let lines = other.known(&["ed25519", "ecdsa", "rsa"]).replace(&other.name(), &sshd.name());
+        let file = home.write(".ssh/known_hosts", format!("# one\n{lines}"));
+        let finished = sshd.launch(&home, backend, "").run().code(1);
+        let told = finished.told();
+        assert!(told.contains(&format!("{}, line 2, has another one", file.display())), "{told}");
+        let remedy = format!("ssh-keygen -R '{}' -f {}", sshd.name(), file.display());
+        assert!(told.contains(&remedy), "{told}");
+        assert_eq!(fs::read_to_string(file).unwrap(), format!("# one\n{lines}"));
+    }
+
+    fn a_revoked_key_is_refused(backend: &str) {
+        let home = Home::new();
+        let _manager = Manager::start(&home);
+        let sshd = Sshd::start(&home);
+        let line = sshd.known(&["ed25519"]);
+        let revoked = format!("{line}@revoked * {}", line.split_once(' ').unwrap().1);
+        home.write(".ssh/known_hosts", revoked);
+        refused(sshd.launch(&home, backend, "").run(), "is revoked");
+    }
+
+    fn any_known_kind_of_key_is_enough(backend: &str) {
+        let home = Home::new();
+        let _manager = Manager::start(&home);
+        let sshd = Sshd::start(&home);
+        for kind in ["rsa", "ecdsa", "ed25519"] {
+            home.write(".ssh/known_hosts", sshd.known(&[kind]));
+            sshd.launch(&home, backend, "").run().id();
+        }
+        // The second file counts as well, with either spelling of the option.
+        let second = home.write("second", sshd.known(&["rsa"]));
+        home.write(".ssh/known_hosts", "");
+        let files = format!("ssh.user_known_hosts_files=\"/none,{}\"", second.display());
+        sshd.launch(&home, backend, &files).run().id();
+    }
+}
+
+#[test]
+fn a_host_certificate_is_checked_against_its_authority() {
+    let home = Home::new();
+    let _manager = Manager::start(&home);
+    let folder = home.path("ca");
+    let key = folder.join("host");
+    crate::support::keygen(&folder.join("ca"), &["-N", "", "-t", "ed25519"]);
+    crate::support::keygen(&key, &["-N", "", "-t", "ed25519"]);
+    let sign = |names: &str| {
+        let mut keygen = std::process::Command::new("ssh-keygen");
+        keygen.args(["-q", "-h", "-I", "host", "-n", names, "-s"]).arg(folder.join("ca"));
+        assert!(keygen.arg(key.with_extension("pub")).status().unwrap().success());
+    };
+    sign("127.0.0.1");
+    let certificate = folder.join("host-cert.pub").display().to_string();
+    let lines = format!("HostKey {}\nHostCertificate {certificate}", key.display());
+    let sshd = Sshd::with(&home, &lines);
+    let authority = fs::read_to_string(folder.join("ca.pub")).unwrap();
+    home.write(".ssh/known_hosts", format!("@cert-authority [127.0.0.1]:* {authority}"));
+    sshd.launch(&home, "ssh2", "").run().id();
+    refused(sshd.launch(&home, "libssh", "").run(), "only `backend=ssh2` reads it");
+    sign("elsewhere");
+    refused(sshd.launch(&home, "ssh2", "").run(), "it is for other hosts");
+}

@@ -1,0 +1,227 @@
+//! How a launch logs in.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use super::each_backend;
+use super::remote::Account;
+use crate::support::{keygen, report, Home, Invocation, Manager, Running, Sshd};
+
+const HELLO: &str = r#"{"type":"auth_initialization_response","methods":["none"]}"#;
+
+/// Starts a launch in JSON mode, and answers the manager's own round.
+fn in_json(launch: Invocation) -> Running {
+    let mut launch = launch.arg("--format").arg("json").start();
+    launch.json();
+    launch.say(HELLO);
+    launch.json();
+    launch.json();
+    launch
+}
+
+/// Answers every challenge with the next of the answers, and gives the questions and the outcome.
+fn answer(launch: Invocation, answers: &[&[&str]]) -> (Vec<String>, serde_json::Value) {
+    let mut launch = in_json(launch);
+    let mut answers = answers.iter();
+    let mut asked = Vec::new();
+    loop {
+        let message = launch.json();
+        if message["type"] != "auth_challenge" {
+            launch.finish();
+            return (asked, message);
+        }
+        for question in message["questions"].as_array().unwrap() {
+            asked.push(question["text"].as_str().unwrap().to_owned());
+        }
+        let next = answers.next().unwrap_or_else(|| panic!("one question too many: {message}"));
+        let reply = serde_json::json!({"type": "auth_challenge_response", "answers": next});
+        launch.say(&reply.to_string());
+    }
+}
+
+fn keys(path: &Path) -> String {
+    format!("identity_files=\"{}\"", path.display())
+}
+
+each_backend! {
+    fn every_kind_of_key_gets_in_with_and_without_a_passphrase(backend: &str) {
+        let home = Home::new();
+        let _manager = Manager::start(&home);
+        let sshd = Sshd::start(&home);
+        let kinds = [
+            ("ed25519", "-t ed25519"),
+            ("ed25519, aes256-gcm", "-t ed25519 -Z aes256-gcm@openssh.com"),
+            ("ecdsa 256", "-t ecdsa -b 256"),
+            ("ecdsa 384, PEM", "-t ecdsa -b 384 -m PEM"),
+            ("ecdsa 521", "-t ecdsa -b 521"),
+            ("rsa", "-t rsa -b 2048"),
+            ("rsa, PEM", "-t rsa -b 2048 -m PEM"),
+            ("rsa, PKCS8", "-t rsa -b 2048 -m PKCS8"),
+        ];
+        for (index, (name, kind)) in kinds.iter().enumerate() {
+            for passphrase in ["", "open sesame"] {
+                if passphrase.is_empty() && kind.contains("-Z") {
+                    continue;
+                }
+                let key = home.path(format!("keys/{index}{}", passphrase.len()));
+                let args: Vec<_> = kind.split(' ').chain(["-N", passphrase]).collect();
+                keygen(&key, &args);
+                sshd.authorize(&key.with_extension("pub"));
+                let launch = sshd.launch(&home, backend, &keys(&key));
+                let answers: &[&[&str]] = match passphrase {
+                    "" => &[],
+                    right => &[&["wrong"], &[right]],
+                };
+                let (asked, end) = answer(launch, answers);
+                assert_eq!(end["type"], "launched", "{name}: {end}");
+                assert_eq!(asked.len(), answers.len(), "{name}: {asked:?}");
+                if let Some(first) = asked.first() {
+                    let text = format!(
+                        "Passphrase to decrypt {} for root@127.0.0.1:\n> ", key.display()
+                    );
+                    assert_eq!(*first, text);
+                }
+                // A key counts towards the few that sshd looks at.
+                fs::copy(sshd.path("identity.pub"), sshd.path("authorized")).unwrap();
+                let lock = if passphrase.is_empty() { "plain" } else { "with a passphrase" };
+                report(format!("login {backend}: key {name}, {lock}: in"));
+            }
+        }
+    }
+
+    fn certificates_get_in(backend: &str) {
+        let home = Home::new();
+        let _manager = Manager::start(&home);
+        let ca = home.path("ca");
+        keygen(&ca, &["-N", "", "-t", "ed25519"]);
+        let trusted = format!("TrustedUserCAKeys {}.pub", ca.display());
+        let sshd = Sshd::with(&home, &trusted);
+        for kind in ["ed25519", "ecdsa", "rsa"] {
+            let key = home.path(format!("keys/{kind}"));
+            keygen(&key, &["-N", "", "-t", kind]);
+            let mut sign = Command::new("ssh-keygen");
+            sign.args(["-q", "-I", "me", "-n", "root", "-s"]).arg(&ca);
+            assert!(sign.arg(key.with_extension("pub")).status().unwrap().success());
+            let (_, end) = answer(sshd.launch(&home, backend, &keys(&key)), &[]);
+            assert_eq!(end["type"], "launched", "{kind}: {end}");
+            report(format!("login {backend}: certificate {kind}: in"));
+        }
+    }
+
+    fn a_wrong_key_is_said_with_its_name(backend: &str) {
+        let home = Home::new();
+        let _manager = Manager::start(&home);
+        let sshd = Sshd::with(&home, "PasswordAuthentication no\nKbdInteractiveAuthentication no");
+        let key = home.path("wrong");
+        keygen(&key, &["-N", "", "-t", "ed25519"]);
+        let (_, end) = answer(sshd.launch(&home, backend, &keys(&key)), &[]);
+        assert_eq!(end["kind"], "authentication", "{end}");
+        let causes = end["causes"].to_string();
+        assert!(causes.contains(&format!("key `{}`: not accepted", key.display())), "{causes}");
+        assert!(causes.contains("the server takes publickey"), "{causes}");
+    }
+
+    fn a_password_is_asked_for_three_times_at_most(backend: &str) {
+        let home = Home::new();
+        let _manager = Manager::start(&home);
+        let sshd = Sshd::with(&home, "UsePAM no\nKbdInteractiveAuthentication no");
+        let account = Account::new("/bin/sh", "the right one");
+        sshd.make_known(&home);
+        let launch = || sshd.launch_as(&home, &account.name, &format!("backend={backend}"));
+        let (asked, end) = answer(launch(), &[&["wrong"], &["the right one"]]);
+        assert_eq!(end["type"], "launched", "{end}");
+        assert_eq!(asked[1], format!("Password for {}@127.0.0.1: ", account.name));
+        let (asked, end) = answer(launch(), &[&["a"], &["b"], &["c"]]);
+        assert_eq!((asked.len(), &end["kind"]), (3, &"authentication".into()), "{end}");
+        // Nobody there: no empty password is ever sent.
+        launch().run().code(1);
+        assert_eq!(sshd.log().matches("Failed password").count(), 4, "{}", sshd.log());
+        report(format!("login {backend}: password: in"));
+    }
+
+    fn the_servers_own_questions_are_answered(backend: &str) {
+        let home = Home::new();
+        let _manager = Manager::start(&home);
+        let sshd = Sshd::with(
+            &home,
+            "UsePAM yes\nPasswordAuthentication no\nKbdInteractiveAuthentication yes",
+        );
+        let account = Account::new("/bin/sh", "the right one");
+        sshd.make_known(&home);
+        let launch = || sshd.launch_as(&home, &account.name, &format!("backend={backend}"));
+        let (asked, end) = answer(launch(), &[&["the right one"]]);
+        assert_eq!(end["type"], "launched", "{end}");
+        assert_eq!(asked, [format!("({}@127.0.0.1) Password: ", account.name)]);
+        report(format!("login {backend}: keyboard-interactive: in"));
+    }
+
+    fn a_key_and_then_a_password_get_in(backend: &str) {
+        let home = Home::new();
+        let _manager = Manager::start(&home);
+        let lines = "UsePAM no\nAuthenticationMethods publickey,password";
+        let sshd = Sshd::with(&home, lines);
+        let account = Account::new("/bin/sh", "the right one");
+        sshd.make_known(&home);
+        let options = format!("backend={backend},identity_files=\"{}\"", sshd.identity());
+        let launch = sshd.launch_as(&home, &account.name, &options);
+        let (_, end) = answer(launch, &[&["the right one"]]);
+        assert_eq!(end["type"], "launched", "{end}");
+        report(format!("login {backend}: key, then password: in"));
+    }
+
+    fn an_agents_key_gets_in_unless_only_files_count(backend: &str) {
+        let home = Home::new();
+        let _manager = Manager::start(&home);
+        let sshd = Sshd::with(&home, "PasswordAuthentication no\nKbdInteractiveAuthentication no");
+        let agent = Agent::start(&home);
+        for index in 0..4 {
+            let key = home.path(format!("others/{index}"));
+            keygen(&key, &["-N", "", "-t", "ed25519"]);
+            agent.add(&key);
+        }
+        agent.add(Path::new(&sshd.identity()));
+        sshd.make_known(&home);
+        let launch = |options: &str| {
+            let options = format!("backend={backend},{options}");
+            sshd.launch_as(&home, "root", &options).env("SSH_AUTH_SOCK", &agent.socket)
+        };
+        launch("").run().id();
+        let error = launch("identities_only=true").run().code(1);
+        assert!(error.stderr.contains("does not let us in"), "{}", error.told());
+        // The public half of the file is enough to choose the key.
+        let public = format!("{}.pub", sshd.identity());
+        launch(&format!("identities_only=yes,identity_files=\"{public}\"")).run().id();
+        report(format!("login {backend}: agent: in"));
+    }
+
+    fn a_mute_agent_costs_a_few_seconds_and_not_the_launch(backend: &str) {
+        let home = Home::new();
+        let _manager = Manager::start(&home);
+        let sshd = Sshd::start(&home);
+        let socket = home.path("mute");
+        let _mute = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        sshd.launch(&home, backend, "").env("SSH_AUTH_SOCK", &socket).run().id();
+    }
+}
+
+/// A real ssh-agent.
+struct Agent {
+    socket: std::path::PathBuf,
+    _process: Running,
+}
+
+impl Agent {
+    fn start(home: &Home) -> Self {
+        let socket = home.path("agent");
+        let process = home.program("ssh-agent", ["-D", "-a"]).arg(&socket).start();
+        process.line();
+        Self { socket, _process: process }
+    }
+
+    fn add(&self, key: &Path) {
+        let mut add = Command::new("ssh-add");
+        add.arg("-q").arg(key).env("SSH_AUTH_SOCK", &self.socket);
+        assert!(add.status().unwrap().success());
+    }
+}

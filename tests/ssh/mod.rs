@@ -1,0 +1,33 @@
+//! `distant launch ssh://` against a real sshd, the same on both backends.
+
+mod compatible;
+mod host_key;
+mod hostile;
+mod login;
+mod remote;
+mod start;
+mod way;
+
+/// Makes one test for each backend of each body.
+macro_rules! each_backend {
+    ($($(#[$meta:meta])* fn $name:ident($backend:ident: &str) $body:block)*) => {$(
+        mod $name {
+            #[allow(unused_imports, reason = "not every body needs something from above")]
+            use super::*;
+
+            $(#[$meta])*
+            fn body($backend: &str) $body
+
+            #[test]
+            fn ssh2() {
+                body("ssh2");
+            }
+
+            #[test]
+            fn libssh() {
+                body("libssh");
+            }
+        }
+    )*};
+}
+pub(crate) use each_backend;
