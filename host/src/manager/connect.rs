@@ -56,6 +56,7 @@ async fn connect(
     if let Some(ticket) = &destination.password {
         match manager.tickets.show(ticket.expose(), requester.session.uid) {
             Shown::Ticket(redeem) => return redeem_ticket(redeem, destination).await,
+            Shown::Failed(error) => return Err(error),
             Shown::Void => return Err(void()),
             Shown::Other => {}
         }
@@ -70,11 +71,11 @@ async fn redeem_ticket(
     destination.password = None;
     let (redeemed, id) = oneshot::channel();
     redeem.send(Redemption { destination, redeemed }).map_err(|_| void())?;
-    id.await.map_err(|_| void())
+    id.await.map_err(|_| void())?
 }
 
 fn void() -> LaunchError {
-    let message = "the ticket of this launch is used up, or its time is over";
+    let message = "the ticket of this launch is used up";
     LaunchError::new(ErrorKind::TimedOut, message).with_hint("launch again")
 }
 

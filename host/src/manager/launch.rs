@@ -75,6 +75,7 @@ async fn launch(
         offers,
         questions: FuturesUnordered::new(),
         uploaded: 0,
+        proven: None,
     };
     launch.run((slot, pending)).await
 }
@@ -120,6 +121,7 @@ struct Launch {
     questions: FuturesUnordered<BoxFuture<'static, Answer>>,
     /// Bytes of an upload so far.
     uploaded: u64,
+    proven: Option<Proven>,
 }
 
 /// A server that is reached, and the ticket that its connection waits for.
@@ -144,6 +146,9 @@ impl Launch {
             Err(error) => {
                 // The client hears of it when nothing is left, so that it may try again at once.
                 self.end().await;
+                if let Some(proven) = self.proven.take() {
+                    proven.ticket.fail(&error).await;
+                }
                 Err(error)
             }
         }
@@ -153,9 +158,8 @@ impl Launch {
     async fn until_redeemed(&mut self) -> Result<(Proven, Redemption), LaunchError> {
         let gone = self.requester.session.gone.clone();
         let ending = self.manager.ending.clone();
-        let mut proven: Option<Proven> = None;
         loop {
-            if self.questions.is_empty() && proven.is_none() {
+            if self.questions.is_empty() && self.proven.is_none() {
                 self.clock.resume();
             } else {
                 self.clock.pause();
@@ -163,7 +167,7 @@ impl Launch {
             tokio::select! {
                 // A ticket that is shown in its last moment counts.
                 biased;
-                redemption = redemption(&mut proven) => {
+                redemption = redemption(&mut self.proven) => {
                     let message = "nobody took the connection of the launch";
                     return redemption
                         .ok_or_else(|| LaunchError::new(ErrorKind::TimedOut, message));
@@ -180,7 +184,7 @@ impl Launch {
                     Tried::Verdict(id, result) => self.verdict(id, result),
                     Tried::Proven(id, client) => {
                         self.offers.stop();
-                        proven = Some(self.proven(id, client).await?);
+                        self.proven = Some(self.proven(id, client).await?);
                     }
                 },
                 () = self.clock.over() => return Err(self.timed_out()),
@@ -296,7 +300,7 @@ impl Launch {
             self.verdict(id, connected(id, offer.id));
         }
         // The client may have gone since; the connection is there for the next one.
-        let _ = redemption.redeemed.send(connection.id);
+        let _ = redemption.redeemed.send(Ok(connection.id));
         (connection, resident)
     }
 

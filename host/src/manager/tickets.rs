@@ -3,11 +3,12 @@
 //! A ticket is a random number and this manager's mark on it. The mark tells one of its own
 //! tickets, also a used one, from a key; so a ticket is never shown to a server as if it were one.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use distant_plugin_api::destination::Destination;
 use distant_plugin_api::secret::Secret;
+use distant_plugin_api::LaunchError;
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use tokio::sync::oneshot;
@@ -16,13 +17,16 @@ use zeroize::Zeroizing;
 /// Bytes of the random number, and of the mark: together those of a key.
 const HALF: usize = 16;
 
+/// Failed launches whose tickets were not shown yet; of older ones the reason is forgotten.
+const FAILED_MAX: usize = 64;
+
 /// Somebody wants the connection that a ticket is for.
 #[derive(Debug)]
 pub(super) struct Redemption {
     /// Where it leads, as its client says; without a password.
     pub(super) destination: Destination,
-    /// Takes the connection's id.
-    pub(super) redeemed: oneshot::Sender<u32>,
+    /// Takes the connection's id, or why there is none after all.
+    pub(super) redeemed: oneshot::Sender<Result<u32, LaunchError>>,
 }
 
 /// What a text is, shown in a ticket's place.
@@ -30,7 +34,9 @@ pub(super) struct Redemption {
 pub(super) enum Shown {
     /// A valid ticket, which is used up now.
     Ticket(oneshot::Sender<Redemption>),
-    /// A ticket that was used already, is over, or is another user's.
+    /// A ticket whose launch failed before it was shown.
+    Failed(LaunchError),
+    /// A ticket that was used already, or is another user's.
     Void,
     /// No ticket of this manager.
     Other,
@@ -42,10 +48,16 @@ struct Waiting {
     redeem: oneshot::Sender<Redemption>,
 }
 
+#[derive(Debug, Default)]
+struct Issued {
+    waiting: HashMap<[u8; HALF], Waiting>,
+    failed: VecDeque<([u8; HALF], u32, LaunchError)>,
+}
+
 /// All tickets of a manager.
 pub(super) struct Tickets {
     mark: Zeroizing<[u8; 32]>,
-    waiting: Mutex<HashMap<[u8; HALF], Waiting>>,
+    issued: Mutex<Issued>,
 }
 
 impl std::fmt::Debug for Tickets {
@@ -59,26 +71,30 @@ impl std::fmt::Debug for Tickets {
 pub(super) struct Ticket {
     tickets: Arc<Tickets>,
     number: [u8; HALF],
+    uid: u32,
     redemption: oneshot::Receiver<Redemption>,
 }
 
 impl Tickets {
     /// Makes tickets that only this manager knows.
     pub(super) fn new() -> Self {
-        Self { mark: Zeroizing::new(rand::random()), waiting: Mutex::default() }
+        Self { mark: Zeroizing::new(rand::random()), issued: Mutex::default() }
+    }
+
+    fn issued(&self) -> MutexGuard<'_, Issued> {
+        self.issued.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes a ticket for a user, and its text of 64 hexadecimal digits.
     pub(super) fn issue(self: &Arc<Self>, uid: u32) -> (Ticket, Secret) {
         let number: [u8; HALF] = rand::random();
         let (redeem, redemption) = oneshot::channel();
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.insert(number, Waiting { uid, redeem });
+        self.issued().waiting.insert(number, Waiting { uid, redeem });
         let mut bytes = Zeroizing::new([0; 2 * HALF]);
         bytes[..HALF].copy_from_slice(&number);
         bytes[HALF..].copy_from_slice(&self.marked(&number).finalize().into_bytes()[..HALF]);
         let text = Secret::new(hex::encode(*bytes));
-        (Ticket { tickets: Arc::clone(self), number, redemption }, text)
+        (Ticket { tickets: Arc::clone(self), number, uid, redemption }, text)
     }
 
     /// Uses up the ticket that a user shows, if it is one.
@@ -93,13 +109,15 @@ impl Tickets {
         if self.marked(number).verify_truncated_left(mark).is_err() {
             return Shown::Other;
         }
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        match waiting.get(number) {
-            Some(ticket) if ticket.uid == uid => {
-                waiting.remove(number).map_or(Shown::Void, |ticket| Shown::Ticket(ticket.redeem))
-            }
-            _ => Shown::Void,
+        let mut issued = self.issued();
+        if issued.waiting.get(number).is_some_and(|ticket| ticket.uid == uid) {
+            let ticket = issued.waiting.remove(number);
+            return ticket.map_or(Shown::Void, |ticket| Shown::Ticket(ticket.redeem));
         }
+        let is_this = |it: &([u8; HALF], u32, LaunchError)| it.0 == number && it.1 == uid;
+        let index = issued.failed.iter().position(is_this);
+        let failed = index.and_then(|index| issued.failed.remove(index));
+        failed.map_or(Shown::Void, |(_, _, error)| Shown::Failed(error))
     }
 
     fn marked(&self, number: &[u8]) -> Hmac<Sha256> {
@@ -119,10 +137,31 @@ impl Ticket {
     }
 }
 
+impl Ticket {
+    /// Ends the ticket of a launch that failed: whoever shows it, or has just shown it, hears why.
+    pub(super) async fn fail(mut self, error: &LaunchError) {
+        let was_shown = {
+            let mut issued = self.tickets.issued();
+            let is_waiting = issued.waiting.remove(&self.number).is_some();
+            if is_waiting {
+                if issued.failed.len() >= FAILED_MAX {
+                    issued.failed.pop_front();
+                }
+                issued.failed.push_back((self.number, self.uid, error.clone()));
+            }
+            !is_waiting
+        };
+        if was_shown {
+            if let Ok(redemption) = (&mut self.redemption).await {
+                let _ = redemption.redeemed.send(Err(error.clone()));
+            }
+        }
+    }
+}
+
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let mut waiting = self.tickets.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.remove(&self.number);
+        self.tickets.issued().waiting.remove(&self.number);
     }
 }
 
@@ -145,7 +184,36 @@ mod tests {
         let (ticket, text) = tickets.issue(7);
         drop(ticket);
         assert!(matches!(tickets.show(text.expose(), 7), Shown::Void));
-        assert!(tickets.waiting.lock().unwrap().is_empty());
+        assert!(tickets.issued().waiting.is_empty());
+    }
+
+    #[tokio::test]
+    async fn the_ticket_of_a_launch_that_failed_says_why() {
+        let tickets = Arc::new(Tickets::new());
+        let error = LaunchError::cancelled();
+        let (ticket, text) = tickets.issue(7);
+        ticket.fail(&error).await;
+        assert!(matches!(tickets.show(text.expose(), 8), Shown::Void));
+        assert!(matches!(tickets.show(text.expose(), 7), Shown::Failed(it) if it == error));
+        assert!(matches!(tickets.show(text.expose(), 7), Shown::Void));
+
+        let (ticket, text) = tickets.issue(7);
+        let Shown::Ticket(redeem) = tickets.show(text.expose(), 7) else { panic!() };
+        let (redeemed, id) = oneshot::channel();
+        let destination = Destination::new("there");
+        redeem.send(Redemption { destination, redeemed }).unwrap();
+        ticket.fail(&error).await;
+        assert_eq!(id.await.unwrap(), Err(error));
+    }
+
+    #[test]
+    fn no_more_reasons_are_kept_than_somebody_may_ask_for() {
+        let tickets = Arc::new(Tickets::new());
+        for _ in 0..FAILED_MAX + 1 {
+            let (ticket, _text) = tickets.issue(7);
+            futures::executor::block_on(ticket.fail(&LaunchError::cancelled()));
+        }
+        assert_eq!(tickets.issued().failed.len(), FAILED_MAX);
     }
 
     #[test]

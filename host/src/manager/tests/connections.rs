@@ -182,11 +182,9 @@ async fn a_mute_server_is_given_up_when_the_time_is_over() {
 async fn a_server_that_ends_with_its_worker_is_dropped() {
     let manager = Fixture::start().await;
     let server = Launched::start().await;
-    let body = format!("{}\nhear; log held; read -r _ <\"$0.gate\"", server.offer(1));
+    let gate = manager.gate();
+    let body = format!("{}\nhear; log held; read -r _ <'{}'", server.offer(1), gate.display());
     let mut events = manager.plugin("box", &body);
-    let gate = manager.folder.path().join("plugins/distant-plugin-box.gate");
-    let mode = rustix::fs::Mode::from_raw_mode(0o600);
-    rustix::fs::mkfifoat(rustix::fs::CWD, &gate, mode).unwrap();
     let client = manager.client().await;
     client.launch_and_connect("box://there").await;
     assert_eq!(events.next().await, "held");

@@ -70,8 +70,28 @@ async fn a_ticket_that_nobody_shows_in_time_takes_the_launch_back() {
     let launched = replies.launched().await;
     assert_eq!(events.next().await, "cancelled");
     assert!(replies.error().await.contains("nobody took"));
-    assert!(matches!(client.connect(&launched).await, ManagerResponse::Error { .. }));
+    let ManagerResponse::Error { description } = client.connect(&launched).await else { panic!() };
+    assert!(description.contains("nobody took"), "{description}");
     assert_eq!(client.list().await, []);
+}
+
+#[tokio::test]
+async fn a_ticket_says_why_its_launch_failed_after_all() {
+    let manager = Fixture::start().await;
+    let server = Launched::start().await;
+    let gate = manager.gate();
+    let body = format!("{}\nread -r _ <'{}'; kill -SEGV $$", server.offer(1), gate.display());
+    let _events = manager.plugin("box", &body);
+    let client = manager.client().await;
+    let mut replies = client.launch("box://there", "").await;
+    let launched = replies.launched().await;
+
+    tokio::fs::write(&gate, "go\n").await.unwrap();
+
+    let error = replies.error().await;
+    assert!(error.contains("signal 11"), "{error}");
+    let ManagerResponse::Error { description } = client.connect(&launched).await else { panic!() };
+    assert_eq!(description, error);
 }
 
 #[tokio::test]
@@ -124,9 +144,7 @@ async fn an_offer_that_comes_too_late_is_not_tried_and_gets_the_common_verdict()
     let server = Launched::start().await;
     let late = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     late.set_nonblocking(true).unwrap();
-    let gate = manager.folder.path().join("gate");
-    let mode = rustix::fs::Mode::from_raw_mode(0o600);
-    rustix::fs::mkfifoat(rustix::fs::CWD, &gate, mode).unwrap();
+    let gate = manager.gate();
     let port = late.local_addr().unwrap().port();
     let body = format!(
         "{}\nread -r _ <'{}'\n{}\nlog late\nhear; log \"$line\"; hear; log \"$line\"; hear",

@@ -111,6 +111,13 @@ greet
         events
     }
 
+    /// Makes what a plugin can wait at, until something is written to it.
+    pub(super) fn gate(&self) -> PathBuf {
+        let path = self.folder.path().join("gate");
+        make_fifo(&path);
+        path
+    }
+
     /// Connects like a released program.
     pub(super) async fn client(&self) -> Person {
         let connecting = Client::connect_unix(&self.socket, ClientOptions::unix(), ());
@@ -130,6 +137,11 @@ greet
     }
 }
 
+fn make_fifo(path: &Path) {
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mkfifoat(rustix::fs::CWD, path, mode).unwrap();
+}
+
 /// What a plugin logs, line by line.
 pub(super) struct Events {
     path: PathBuf,
@@ -138,8 +150,7 @@ pub(super) struct Events {
 
 impl Events {
     fn new(path: &Path) -> Self {
-        let mode = rustix::fs::Mode::from_raw_mode(0o600);
-        rustix::fs::mkfifoat(rustix::fs::CWD, path, mode).unwrap();
+        make_fifo(path);
         // Open for writing too, so that it has no end between two writers.
         let pipe = pipe::OpenOptions::new().read_write(true).open_receiver(path).unwrap();
         Self { path: path.to_owned(), lines: BufReader::new(pipe).lines() }
