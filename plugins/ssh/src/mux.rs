@@ -12,10 +12,11 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use distant_plugin_api::bootstrap::Running;
 use distant_plugin_api::{ErrorKind, LaunchError};
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::pipe::{pipe_with, PipeFlags};
 
 use crate::backend::{Failure, Read, Session, Stream};
@@ -27,6 +28,12 @@ const BUFFER: usize = 256 * 1024;
 const CHUNK: usize = 32 * 1024;
 /// Most connections through one tunnel at a time.
 const LINKS_MAX: usize = 64;
+
+/// How long the thread waits for the socket before it looks into the session again, at first and at
+/// last. A library that is asked for one stream's bytes may take those of another one from the
+/// socket, just after that one had none: then nothing would ever wake us for them.
+const PAUSE: Duration = Duration::from_millis(5);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 type Ending = Arc<Mutex<Option<String>>>;
 
@@ -287,6 +294,7 @@ impl Worker {
     }
 
     fn work(&mut self) -> Result<(), Failure> {
+        let mut pause = PAUSE;
         loop {
             loop {
                 match self.orders.try_recv() {
@@ -297,15 +305,12 @@ impl Worker {
             }
             self.accept();
             // What one stream reads from the socket may belong to another one.
-            let mut moved = true;
-            while moved {
-                moved = false;
-                for link in &mut self.links {
-                    moved |= link.pump()?;
-                }
+            while self.pump()? {
+                pause = PAUSE;
             }
             self.links.retain(|link| !link.is_over());
-            self.wait()?;
+            self.wait(pause)?;
+            pause = (pause * 2).min(PAUSE_MAX);
         }
     }
 
@@ -357,7 +362,15 @@ impl Worker {
         }
     }
 
-    fn wait(&mut self) -> Result<(), Failure> {
+    fn pump(&mut self) -> Result<bool, Failure> {
+        let mut moved = false;
+        for link in &mut self.links {
+            moved |= link.pump()?;
+        }
+        Ok(moved)
+    }
+
+    fn wait(&mut self, pause: Duration) -> Result<(), Failure> {
         // Only streams read from the session; without one, what comes would wake us for ever.
         let mut wanted = PollFlags::empty();
         wanted.set(PollFlags::IN, !self.links.is_empty());
@@ -382,7 +395,7 @@ impl Worker {
         }
         let mut fds: Vec<_> =
             fds.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
-        match rustix::event::poll(&mut fds, None) {
+        match rustix::event::poll(&mut fds, Timespec::try_from(pause).ok().as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(Failure(error.to_string())),
         }
@@ -392,18 +405,9 @@ impl Worker {
         // It is only a wake-up; the orders say what for.
         let _ = (&self.woken).read(&mut buffer);
         let idle = self.links.is_empty() && self.listeners.is_empty();
-        if ended && (idle || !self.read_rest()?) {
+        if ended && (idle || !self.pump()?) {
             return Err(Failure("the server closed the connection".into()));
         }
         Ok(())
-    }
-
-    /// Takes what came before the end of the socket.
-    fn read_rest(&mut self) -> Result<bool, Failure> {
-        let mut moved = false;
-        for link in &mut self.links {
-            moved |= link.pump()?;
-        }
-        Ok(moved)
     }
 }

@@ -54,7 +54,9 @@ impl Backend for Ssh2 {
             .method_pref(MethodType::HostKey, &setup.host_key_algorithms.join(","))
             .map_err(said)?;
         session.handshake().map_err(|error| match error.code() {
-            _ if session.banner().is_none() => NotOpened::HungUp(said(error)),
+            _ if !session.banner().is_some_and(|it| it.starts_with("SSH-")) => {
+                NotOpened::HungUp(said(error))
+            }
             // libssh2 says the same for a refused algorithm and a closed connection.
             ErrorCode::Session(raw::LIBSSH2_ERROR_KEY_EXCHANGE_FAILURE) => {
                 let offered = session.supported_algs(MethodType::Kex).unwrap_or_default();
