@@ -86,7 +86,13 @@ fn every_fault_is_one_clear_error_and_nobody_else_notices() {
     for (mode, end) in &MODES {
         // One for each, as ending the connection ends the server of a launch.
         let server = Server::start(&home);
-        let faulty = launch(&home, &server, mode).start();
+        let faulty = match end {
+            Connected => launch(&home, &server, mode),
+            Error(_) => {
+                home.ours(["launch", "faulty://anywhere", "--options"]).arg(format!("mode={mode}"))
+            }
+        };
+        let faulty = faulty.start();
         let parallel = home.ours(["launch", "manager://localhost"]).start();
         let parallel = parallel.finish().id();
         let finished = faulty.finish();
@@ -106,8 +112,6 @@ fn every_fault_is_one_clear_error_and_nobody_else_notices() {
         eventually("the end of the worker", || (manager.offspring().len() == kept()).then_some(()));
         assert_eq!(manager.pid(), pid);
     }
-    cat.close_stdin();
-    cat.finish().success();
 }
 
 /// Processes of the one launch that stays: its worker and its server, which runs `cat`.

@@ -3,7 +3,6 @@
 //! One binary, so that the workspace is built once for all of them.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "this is all test code")]
-#![allow(unused_imports, dead_code, reason = "not every part has its tests yet")]
 
 mod abi;
 mod docs;

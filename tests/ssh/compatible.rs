@@ -2,7 +2,7 @@
 
 use super::each_backend;
 use super::remote::Account;
-use crate::support::{peer, Home, Invocation, Manager, Running, Sshd};
+use crate::support::{Home, Invocation, Manager, Running, Sshd};
 
 const HELLO: &str = r#"{"type":"auth_initialization_response","methods":["none"]}"#;
 

@@ -3,8 +3,10 @@
 mod compatible;
 mod host_key;
 mod hostile;
+mod kill;
 mod login;
 mod remote;
+mod round_trips;
 mod start;
 mod way;
 

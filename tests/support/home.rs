@@ -66,11 +66,6 @@ impl Home {
         path
     }
 
-    /// Puts a program into a folder of its `PATH`.
-    pub(crate) fn install(&self, name: &str, program: &Path) {
-        std::os::unix::fs::symlink(program, self.path("bin").join(name)).unwrap();
-    }
-
     /// Where a manager of this home listens by default.
     pub(crate) fn socket(&self) -> PathBuf {
         let name = rustix::process::getuid();
@@ -170,12 +165,6 @@ impl Invocation {
     /// Sets a variable of its environment.
     pub(crate) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.env(name, value);
-        self
-    }
-
-    /// Takes a variable out of its environment.
-    pub(crate) fn without_env(mut self, name: &str) -> Self {
-        self.command.env_remove(name);
         self
     }
 

@@ -239,13 +239,6 @@ impl Running {
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))
     }
 
-    /// Waits until its stderr has this text.
-    #[track_caller]
-    pub(crate) fn expect_error(&self, text: &str) {
-        let found = self.stderr.until(text, Instant::now() + PATIENCE);
-        assert!(found.is_some(), "no `{text}` from {}", self.told());
-    }
-
     /// Sends it a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(pid_of(&self.child), signal).unwrap();

@@ -17,7 +17,6 @@ struct State {
     target: SocketAddr,
     connections: Mutex<Vec<TcpStream>>,
     accepted: AtomicUsize,
-    forwarded: AtomicUsize,
     /// Bytes from the target after which each connection is cut; 0 for never.
     cut_after: AtomicUsize,
 }
@@ -31,7 +30,6 @@ impl Proxy {
             target,
             connections: Mutex::default(),
             accepted: AtomicUsize::new(0),
-            forwarded: AtomicUsize::new(0),
             cut_after: AtomicUsize::new(0),
         });
         let of_thread = state.clone();
@@ -46,11 +44,6 @@ impl Proxy {
     /// How many connections there have been.
     pub(crate) fn accepted(&self) -> usize {
         self.state.accepted.load(Ordering::SeqCst)
-    }
-
-    /// How many bytes have come from the target.
-    pub(crate) fn forwarded(&self) -> usize {
-        self.state.forwarded.load(Ordering::SeqCst)
     }
 
     /// Closes every connection that there is.
@@ -80,7 +73,6 @@ impl State {
             let mut brought = 0;
             pump(target, to_client, |count| {
                 brought += count;
-                self.forwarded.fetch_add(count, Ordering::SeqCst);
                 let limit = self.cut_after.load(Ordering::SeqCst);
                 limit == 0 || brought < limit
             });

@@ -62,7 +62,7 @@ impl Sshd {
         config.push_str(&format!(
             "AuthorizedKeysFile {files}\nStrictModes no\nPermitRootLogin yes\nPidFile none\n\
              LogLevel VERBOSE\nUseDNS no\n\
-             SetEnv {name}={value} XDG_CACHE_HOME={remote}/cache XDG_RUNTIME_DIR={remote}\n"
+             SetEnv {name}={value} HOME={remote} XDG_CACHE_HOME={remote}/cache XDG_RUNTIME_DIR={remote}\n"
         ));
         let path = folder.join("config");
         fs::write(&path, config).unwrap();

@@ -56,11 +56,6 @@ impl Terminal {
         self.keyboard.write_all(keys.as_bytes()).unwrap();
     }
 
-    /// Its process.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Waits for its end; gives that and everything that was ever on the screen.
     #[track_caller]
     pub(crate) fn finish(mut self) -> (ExitStatus, String) {
