@@ -88,6 +88,9 @@ const OUTPUT_MAX: usize = 4 * 1024 * 1024;
 /// Lines of the last words that an error shows, and their length.
 const WORDS: usize = 6;
 const WORD_MAX: usize = 400;
+/// Places that an error shows, and their length: a `PATH` may be long.
+const PLACES: usize = 6;
+const PLACE_MAX: usize = 4096;
 
 /// Starts a server over `remote`, offers it to the host, and returns when nothing is held any more.
 ///
@@ -232,11 +235,11 @@ impl Found {
             "missing" => self.missing = true,
             "closed" => self.closed = true,
             "unbound" => self.unbound = true,
-            "tried" if !rest.is_empty() => self.tried.push(rest.to_owned()),
-            "noexec" => self.not_executable.push(rest.to_owned()),
+            "tried" if !rest.is_empty() => note(&mut self.tried, rest),
+            "noexec" => note(&mut self.not_executable, rest),
             "pid" => self.process = rest.parse().ok(),
             "server" => self.daemon = rest.parse().ok(),
-            "exit" => self.exit = Some(rest.to_owned()),
+            "exit" => self.exit = Some(shown(rest, WORD_MAX)),
             "half" => remember(&mut self.words, rest),
             "say" if rest.trim() == PROOF_LINE => self.proof = true,
             "say" => match ConnectLine::parse(rest) {
@@ -314,9 +317,21 @@ impl Found {
     }
 }
 
+/// A text from there, short enough and without what could play tricks on a terminal.
+fn shown(text: &str, most: usize) -> String {
+    text.trim().chars().filter(|c| !c.is_control()).take(most).collect()
+}
+
+/// Keeps one of the places that were looked at, of which there are few.
+fn note(places: &mut Vec<String>, place: &str) {
+    if places.len() < PLACES {
+        places.push(shown(place, PLACE_MAX));
+    }
+}
+
 /// Keeps a line as one of the last words, without anything that may be a key.
 fn remember(words: &mut Vec<String>, line: &str) {
-    let line: String = line.trim().chars().filter(|c| !c.is_control()).take(WORD_MAX).collect();
+    let line = shown(line, WORD_MAX);
     if line.is_empty() {
         return;
     }

@@ -28,6 +28,10 @@ pub enum OptionsError {
     /// A key is empty or starts with something other than a letter.
     #[error("the key `{0}` does not start with a letter")]
     InvalidKey(String),
+    /// Something that is no key follows a value. It is not repeated: it may be the rest of that
+    /// value, if there is a comma in it.
+    #[error("what follows the value of `{0}` is no option; a value with a comma has to be quoted")]
+    Leftover(String),
     /// A value opens a quote and the text ends before it is closed.
     #[error("the value of `{0}` has no closing `\"`")]
     MissingQuote(String),
@@ -147,14 +151,17 @@ impl FromStr for Options {
     fn from_str(text: &str) -> Result<Self, OptionsError> {
         let mut map = BTreeMap::new();
         let mut rest = text.trim();
+        let mut last: Option<&str> = None;
         while !rest.is_empty() {
+            let leftover = |error| last.map_or(error, |key| OptionsError::Leftover(key.to_owned()));
             let (key, after) = match rest.split_once('=') {
                 Some((key, after)) => (key.trim(), after.trim_start()),
-                None => return Err(OptionsError::MissingEquals(rest.to_owned())),
+                None => return Err(leftover(OptionsError::MissingEquals(rest.to_owned()))),
             };
             if !key.starts_with(char::is_alphabetic) {
-                return Err(OptionsError::InvalidKey(key.to_owned()));
+                return Err(leftover(OptionsError::InvalidKey(key.to_owned())));
             }
+            last = Some(key);
             let (value, after) = match after.strip_prefix('"') {
                 Some(quoted) => {
                     let end = closing_quote(quoted)
@@ -431,7 +438,10 @@ mod tests {
         check("a", "`=` is missing after the key `a`");
         check("1=a", "the key `1` does not start with a letter");
         check("=a", "the key `` does not start with a letter");
-        check("a=1,,b=2", "the key `,b` does not start with a letter");
+        let leftover = "what follows the value of `a` is no option; \
+                        a value with a comma has to be quoted";
+        check("a=1,,b=2", leftover);
+        check("a=hun,ter2", leftover);
         check("a=\"x", "the value of `a` has no closing `\"`");
     }
 

@@ -8,7 +8,7 @@ use std::thread;
 
 use super::{Remote, Server, Tunnel};
 use crate::message::{
-    BindServer, ErrorKind, LaunchError, LaunchRequest, LogLevel, Offer, Stage, VerdictKind, Via,
+    BindServer, ErrorKind, LaunchError, LaunchRequest, Offer, Stage, VerdictKind, Via,
 };
 use crate::Caller;
 
@@ -48,9 +48,6 @@ pub(super) fn offer(
     };
     match by {
         Answer::Connected { by } if Some(by) == through => {
-            let port = ways.server.line.address.port();
-            let text = format!("connected through ssh to port {port} of `{place}`");
-            caller.notice(LogLevel::Info, text)?;
             server.watch.hold(caller)?;
             let message = format!("the ssh connection to `{place}`, and the tunnel in it, ended");
             Err(LaunchError::new(ErrorKind::Unreachable, message))

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::destination::Destination;
-use crate::message::{HostMessage, PluginMessage, Verdict, VerdictKind};
+use crate::message::{HostMessage, PluginMessage, Verdict, VerdictKind, Via};
 use crate::options::Options;
 use crate::Channel;
 
@@ -125,11 +125,12 @@ fn host(mut verdicts: Vec<VerdictKind>, cancelled: bool) -> (Caller, Told) {
 impl Channel for Host {
     fn send(&self, message: &PluginMessage) -> Result<Option<HostMessage>, LaunchError> {
         self.told.lock().unwrap().push(message.clone());
-        if matches!(message, PluginMessage::Notice(_)) {
-            self.cancel.1.lock().unwrap().take();
-        }
         let PluginMessage::Offer(offer) = message else { return Ok(None) };
         let result = self.verdicts.lock().unwrap().pop().unwrap();
+        if offer.via == Via::Tunnel && matches!(result, VerdictKind::Connected { .. }) {
+            // Somebody ends the connection.
+            self.cancel.1.lock().unwrap().take();
+        }
         Ok(Some(HostMessage::Verdict(Verdict { id: offer.id, result })))
     }
 
@@ -232,7 +233,7 @@ fn a_closed_port_is_reached_through_the_tunnel_and_the_server_lives_as_long_as_i
     let shell = Shell::new("/bin/sh");
     let server = shell.server("distant", 4242);
     let (caller, told) = host(vec![unreachable(), connected()], false);
-    // The host says that it is enough when it is told of the tunnel.
+    // The host says that it is enough once the tunnel is used.
     let error = launch(&shell, &request(Some(&server), &[]), Tunnel::Auto, &caller).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Cancelled);
     let ways = offers(&told);
@@ -301,4 +302,15 @@ fn a_cancelled_start_leaves_nothing() {
     let error = launch(&shell, &request(Some(&program), &[]), Tunnel::Auto, &caller).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Cancelled);
     assert!(!shell.server_is_running());
+}
+
+#[test]
+fn a_remote_that_lies_about_where_it_looked_makes_no_long_error() {
+    let mut found = Found::default();
+    for _ in 0..100 {
+        found.take(&format!("tried \u{1b}[2J{}", "x".repeat(60_000)));
+    }
+    found.take("missing");
+    assert_eq!(found.tried.len(), PLACES);
+    assert!(found.tried.iter().all(|it| it.len() == PLACE_MAX && it.starts_with("[2Jx")));
 }

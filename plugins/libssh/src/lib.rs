@@ -146,12 +146,14 @@ impl Session for Connection {
         (!std::mem::replace(&mut self.banner_shown, true)).then_some(banner)
     }
 
-    fn methods(&mut self, user: &str) -> Result<Vec<String>, Failure> {
+    fn methods(&mut self, user: &str) -> Result<Option<Vec<String>>, Failure> {
         let mut methods = self.session.userauth_list(None).map_err(said)?;
         if methods.is_empty() {
             // Only an answer to an attempt tells them.
             tracing::debug!("asking for the methods of {user}");
-            self.reply(self.session.userauth_none(None))?;
+            if self.reply(self.session.userauth_none(None))? == Reply::Accepted {
+                return Ok(None);
+            }
             methods = self.session.userauth_list(None).map_err(said)?;
         }
         let names = [
@@ -161,7 +163,7 @@ impl Session for Connection {
             (AuthMethods::HOST_BASED, "hostbased"),
         ];
         let offered = names.into_iter().filter(|(method, _)| methods.contains(*method));
-        Ok(offered.map(|(_, name)| name.to_owned()).collect())
+        Ok(Some(offered.map(|(_, name)| name.to_owned()).collect()))
     }
 
     fn public_key(

@@ -17,6 +17,7 @@ use rsa::pkcs1v15::SigningKey;
 use rsa::signature::{SignatureEncoding, Signer};
 use rsa::BigUint;
 use rustix::event::{PollFd, PollFlags};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::pipe::{pipe_with, PipeFlags};
 use sha2::Sha256;
 use ssh_key::private::KeypairData;
@@ -110,7 +111,10 @@ impl Agent {
                 return;
             }
             let Ok((stream, _)) = self.listener.accept() else { continue };
-            self.talk(stream, shown, open);
+            // Half a message would keep us from being stopped.
+            if stream.set_read_timeout(Some(LIST_LIMIT)).is_ok() {
+                self.talk(stream, shown, open);
+            }
         }
     }
 
@@ -206,9 +210,13 @@ fn sign(key: &PrivateKey, data: &[u8], flags: u32) -> Option<Vec<u8>> {
 }
 
 fn ask(path: &Path, request: &[u8], limit: Duration) -> std::io::Result<Vec<u8>> {
-    let mut stream = UnixStream::connect(path)?;
+    let flags = SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let mut stream = UnixStream::from(socket);
     stream.set_read_timeout(Some(limit))?;
+    // Connecting obeys this one: it waits while too many others do.
     stream.set_write_timeout(Some(limit))?;
+    rustix::net::connect(&stream, &SocketAddrUnix::new(path)?)?;
     send(&mut stream, request)?;
     receive(&mut stream)
 }
@@ -260,5 +268,24 @@ fn parse_keys(answer: &[u8]) -> Option<Vec<AgentKey>> {
 impl Drop for Agent {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_whose_queue_is_full_has_a_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent");
+        let flags = SocketFlags::CLOEXEC;
+        let full =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+        rustix::net::bind(&full, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        rustix::net::listen(&full, 0).unwrap();
+        let _waiting = UnixStream::connect(&path).unwrap();
+        let error = ask(&path, &[LIST], Duration::from_millis(50)).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
     }
 }

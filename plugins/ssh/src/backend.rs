@@ -104,8 +104,9 @@ pub trait Session: Send {
     /// What the server wants everybody to read before logging in, if it has said so yet.
     fn banner(&mut self) -> Option<String>;
 
-    /// The methods that the server would take now. It may cost a round trip.
-    fn methods(&mut self, user: &str) -> Result<Vec<String>, Failure>;
+    /// The methods that the server would take now; nothing if it has let us in without any. It may
+    /// cost a round trip.
+    fn methods(&mut self, user: &str) -> Result<Option<Vec<String>>, Failure>;
 
     /// Tries a private key in OpenSSH's form, not encrypted, and its certificate if there is one.
     fn public_key(

@@ -22,21 +22,23 @@ pub struct Certificate {
     is_host: bool,
     principals: Vec<String>,
     valid: (u64, u64),
+    /// Whether it asks for something that only who understands it may leave out of account.
+    has_critical: bool,
     signed: Vec<u8>,
     signature: Vec<u8>,
 }
 
-/// Takes a certificate apart.
-struct Reader<'a>(&'a [u8]);
+/// Takes apart what ssh writes; nothing is read past the end.
+pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn take(&mut self, count: usize) -> Option<&'a [u8]> {
+    pub(crate) fn take(&mut self, count: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(count)?;
         self.0 = rest;
         Some(taken)
     }
 
-    fn string(&mut self) -> Option<&'a [u8]> {
+    pub(crate) fn string(&mut self) -> Option<&'a [u8]> {
         let length = u32::from_be_bytes(self.take(4)?.try_into().ok()?);
         self.take(usize::try_from(length).ok()?)
     }
@@ -85,14 +87,24 @@ impl Certificate {
             principals.push(String::from_utf8_lossy(names.string()?).into_owned());
         }
         let valid = (all.number()?, all.number()?);
-        // Critical options, extensions and what is reserved.
-        for _ in 0..3 {
+        let has_critical = !all.string()?.is_empty();
+        // Extensions and what is reserved.
+        for _ in 0..2 {
             all.string()?;
         }
         let authority = all.string()?.to_vec();
         let signed = bytes[..bytes.len() - all.0.len()].to_vec();
         let signature = all.string()?.to_vec();
-        Some(Self { subject, authority, is_host, principals, valid, signed, signature })
+        Some(Self {
+            subject,
+            authority,
+            is_host,
+            principals,
+            valid,
+            has_critical,
+            signed,
+            signature,
+        })
     }
 
     /// Says why it is not good for a host, if it is not. Whether the authority is one, is the
@@ -105,6 +117,8 @@ impl Certificate {
             Some("it is for other hosts")
         } else if now < self.valid.0 || now >= self.valid.1 {
             Some("it is expired, or not yet good")
+        } else if self.has_critical {
+            Some("it has a critical option, and none is known for hosts")
         } else if !self.is_signed() {
             Some("its signature is wrong")
         } else {
@@ -161,6 +175,8 @@ mod tests {
             let line = fs::read_to_string(folder.join(format!("{kind}-cert.pub"))).unwrap();
             let (old, _) = Certificate::from_line(&line).unwrap();
             assert_eq!(old.fault(|_| true), Some("it is expired, or not yet good"));
+            let critical = Certificate { has_critical: true, ..good };
+            assert!(critical.fault(|_| true).unwrap().contains("critical"));
             for cut in 0..bytes.len() {
                 assert_eq!(Certificate::from_bytes(&bytes[..cut]), None, "{kind} {cut}");
             }

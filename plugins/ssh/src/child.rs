@@ -6,9 +6,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use distant_plugin_api::{Caller, ErrorKind, LaunchError};
@@ -21,8 +22,8 @@ use crate::guard::system;
 const OUTPUT_MAX: usize = 1024 * 1024;
 /// How much of a proxy's complaints is kept.
 const WORDS_MAX: usize = 4 * 1024;
-/// How long a proxy that has closed the connection may take to end.
-const STATUS_LIMIT: Duration = Duration::from_millis(200);
+/// How long a proxy that has closed the connection may take to end, and then for its last words.
+const STATUS_LIMIT: Duration = Duration::from_secs(1);
 
 /// What a program said.
 #[derive(Debug)]
@@ -48,7 +49,7 @@ pub fn output(
     let name = command.get_program().to_string_lossy().into_owned();
     let spawned = command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut child = match spawned {
-        Ok(child) => Ended(child),
+        Ok(child) => Ended { child, is_reaped: false },
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => {
             let message = format!("the program `{name}` cannot be run");
@@ -56,11 +57,15 @@ pub fn output(
         }
     };
     let mut pipes = [
-        child.0.stdout.take().map(OwnedFd::from).map(std::fs::File::from),
-        child.0.stderr.take().map(OwnedFd::from).map(std::fs::File::from),
+        child.child.stdout.take().map(OwnedFd::from).map(std::fs::File::from),
+        child.child.stderr.take().map(OwnedFd::from).map(std::fs::File::from),
     ];
     let mut texts = [Vec::new(), Vec::new()];
     let deadline = Instant::now() + limit;
+    let late = || {
+        let message = format!("the program `{name}` did not end within {} s", limit.as_secs());
+        LaunchError::new(ErrorKind::TimedOut, message)
+    };
     while pipes.iter().any(Option::is_some) {
         let cancel = caller.cancel_fd();
         let mut fds = vec![PollFd::new(&cancel, PollFlags::IN)];
@@ -73,8 +78,7 @@ pub fn output(
         drop(fds);
         caller.check()?;
         if count == Ok(0) {
-            let message = format!("the program `{name}` did not end within {} s", limit.as_secs());
-            return Err(LaunchError::new(ErrorKind::TimedOut, message));
+            return Err(late());
         }
         for (index, _) in open.into_iter().zip(ready).filter(|(_, ready)| *ready) {
             let mut buffer = [0; 4096];
@@ -85,22 +89,49 @@ pub fn output(
             texts[index].extend_from_slice(&buffer[..count]);
         }
     }
-    let success = child.0.wait().is_ok_and(|status| status.success());
+    // It may have closed both, and go on.
+    let process = pidfd_open(Pid::from_child(&child.child), PidfdFlags::empty()).map_err(system)?;
+    let cancel = caller.cancel_fd();
+    let mut fds = [PollFd::new(&process, PollFlags::IN), PollFd::new(&cancel, PollFlags::IN)];
+    let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok();
+    let count = rustix::event::poll(&mut fds, left.as_ref());
+    caller.check()?;
+    if count == Ok(0) {
+        return Err(late());
+    }
+    let success = child.wait().is_ok_and(|status| status.success());
     let [text, errors] = texts.map(|text| String::from_utf8_lossy(&text).into_owned());
     Ok(Some(Output { success, text, errors }))
 }
 
 /// A child that is killed with its whole group, and reaped, when dropped.
-struct Ended(Child);
+struct Ended {
+    child: Child,
+    /// Then its number may be another's.
+    is_reaped: bool,
+}
+
+impl Ended {
+    fn wait(&mut self) -> std::io::Result<ExitStatus> {
+        let status = self.child.wait();
+        self.is_reaped = true;
+        status
+    }
+
+    /// Kills what is left of its group, and reaps it.
+    fn end(&mut self) -> std::io::Result<ExitStatus> {
+        let group = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        if let Some(group) = group.filter(|_| !self.is_reaped) {
+            // An error means that nobody is left.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        self.wait()
+    }
+}
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        if let (Ok(None), Ok(id)) = (self.0.try_wait(), i32::try_from(self.0.id())) {
-            if let Some(group) = Pid::from_raw(id) {
-                let _ = kill_process_group(group, Signal::KILL);
-            }
-        }
-        let _ = self.0.wait();
+        let _ = self.end();
     }
 }
 
@@ -108,7 +139,8 @@ impl Drop for Ended {
 pub struct Proxy {
     child: Ended,
     words: Arc<Mutex<VecDeque<u8>>>,
-    reader: Option<JoinHandle<()>>,
+    /// Ends when all that it said is in the words.
+    heard: Mutex<Receiver<()>>,
 }
 
 impl Proxy {
@@ -134,7 +166,9 @@ impl Proxy {
         let words = Arc::new(Mutex::new(VecDeque::new()));
         let kept = words.clone();
         let stderr = child.stderr.take();
+        let (hearing, heard) = mpsc::channel();
         let read = move || {
+            let _hearing = hearing;
             let mut buffer = [0; 1024];
             let Some(mut stderr) = stderr else { return };
             while let Ok(count @ 1..) = stderr.read(&mut buffer) {
@@ -144,31 +178,86 @@ impl Proxy {
                 kept.drain(..over);
             }
         };
-        let reader = thread::Builder::new().name("proxy".into()).spawn(read).map_err(system)?;
-        Ok((Self { child: Ended(child), words, reader: Some(reader) }, near.into()))
+        thread::Builder::new().name("proxy".into()).spawn(read).map_err(system)?;
+        let child = Ended { child, is_reaped: false };
+        Ok((Self { child, words, heard: heard.into() }, near.into()))
     }
 
     /// What it complained of, its status included if it has ended.
     pub fn last_words(&mut self) -> Vec<String> {
         let mut words: Vec<String> = Vec::new();
         // It has closed the connection; its status follows at once, if it means to end.
-        let id = i32::try_from(self.child.0.id()).ok().and_then(Pid::from_raw);
+        let id = i32::try_from(self.child.child.id()).ok().and_then(Pid::from_raw);
         let handle = id.and_then(|id| pidfd_open(id, PidfdFlags::empty()).ok());
-        if let Some(handle) = handle {
+        let has_ended = handle.is_some_and(|handle| {
             let mut fds = [PollFd::new(&handle, PollFlags::IN)];
-            let _ = rustix::event::poll(&mut fds, Timespec::try_from(STATUS_LIMIT).ok().as_ref());
-        }
-        let ended = self.child.0.try_wait().ok().flatten();
-        if let Some(status) = ended {
+            rustix::event::poll(&mut fds, Timespec::try_from(STATUS_LIMIT).ok().as_ref()) == Ok(1)
+        });
+        if let Some(status) = has_ended.then(|| self.child.end()).and_then(Result::ok) {
             words.push(format!("the proxy command ended with {status}"));
-            if let Some(reader) = self.reader.take_if(|reader| reader.is_finished()) {
-                let _ = reader.join();
-            }
+            // Something that it started may keep the pipe open.
+            let heard = self.heard.get_mut().unwrap_or_else(PoisonError::into_inner);
+            let _ = heard.recv_timeout(STATUS_LIMIT);
         }
         let kept = self.words.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes: Vec<u8> = kept.iter().copied().collect();
         let text = String::from_utf8_lossy(&bytes).into_owned();
         words.extend(text.lines().map(str::trim).filter(|it| !it.is_empty()).map(str::to_owned));
         words
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::BufRead;
+
+    use super::*;
+    use crate::tests::Host;
+
+    #[test]
+    fn a_program_that_closes_its_output_and_goes_on_has_a_limit() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "exec >&- 2>&-; exec sleep 1000"]);
+        let error = output(command, Duration::from_millis(200), &Host::caller()).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::TimedOut);
+    }
+
+    /// Starts a proxy, and waits until it has closed the connection.
+    fn ended(command: &str) -> Proxy {
+        let (proxy, socket) = Proxy::start(command, Path::new("/")).unwrap();
+        assert_eq!(UnixStream::from(socket).read(&mut [0]).unwrap(), 0);
+        proxy
+    }
+
+    const STATUS: &str = "the proxy command ended with exit status: 7";
+
+    #[test]
+    fn what_a_proxy_says_last_is_heard_even_if_it_ends_at_once() {
+        for _ in 0..100 {
+            let mut proxy = ended("sh -c 'echo no way >&2; exit 7'");
+            assert_eq!(proxy.last_words(), [STATUS, "no way"]);
+        }
+    }
+
+    #[test]
+    fn what_a_proxy_leaves_behind_does_not_keep_its_words() {
+        let mut proxy = ended("sh -c 'echo no way >&2; sleep 1000 >/dev/null & exit 7'");
+        assert_eq!(proxy.last_words(), [STATUS, "no way"]);
+    }
+
+    #[test]
+    fn what_a_proxy_command_left_behind_ends_with_it() {
+        let command = "sh -c 'sleep 1000 >/dev/null 2>&1 & echo $!; exit 3'";
+        let (mut proxy, connection) = Proxy::start(command, Path::new("/")).unwrap();
+        let mut line = String::new();
+        std::io::BufReader::new(std::fs::File::from(connection)).read_line(&mut line).unwrap();
+        let left = Pid::from_raw(line.trim().parse().unwrap()).unwrap();
+        let left = pidfd_open(left, PidfdFlags::empty()).unwrap();
+        let words = proxy.last_words();
+        assert_eq!(words, ["the proxy command ended with exit status: 3"]);
+        drop(proxy);
+        let mut fds = [PollFd::new(&left, PollFlags::IN)];
+        let limit = Timespec { tv_sec: 5, tv_nsec: 0 };
+        assert_eq!(rustix::event::poll(&mut fds, Some(&limit)), Ok(1));
     }
 }

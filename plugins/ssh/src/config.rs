@@ -146,6 +146,11 @@ pub fn resolve(
     person: &Person,
     caller: &Caller,
 ) -> Result<Settings, LaunchError> {
+    if let Some(user) = user.filter(|user| !is_harmless(user)) {
+        let message = format!("`{user}` is no user name");
+        return Err(LaunchError::new(ErrorKind::InvalidOption, message)
+            .caused_by("it could be taken for an option, or do something in a shell"));
+    }
     let lines = match by_ssh(host, user, port, person, caller)? {
         Some(lines) => lines,
         None => {
@@ -167,6 +172,14 @@ pub fn resolve(
     }
     settings.expand(person);
     Ok(settings)
+}
+
+/// Whether a user's name, which `%r` puts into commands, means nothing else there. The rule is that
+/// of OpenSSH 9.6; older ones have none.
+fn is_harmless(user: &str) -> bool {
+    let special = |c: char| c.is_control() || "'`\";&<>|(){}".contains(c);
+    let after_space = user.split(char::is_whitespace).skip(1).any(|word| word.starts_with('-'));
+    !user.starts_with('-') && !user.ends_with('\\') && !after_space && !user.contains(special)
 }
 
 fn by_ssh(
@@ -238,7 +251,12 @@ impl Settings {
         };
         let usual: Vec<_> =
             USUAL_IDENTITIES.iter().map(|name| PathBuf::from(format!("~/.ssh/{name}"))).collect();
-        let mut identity_files = paths("identityfile");
+        // One on each line, and `ssh -G` quotes none of them, whatever it holds.
+        let files = |key| -> Vec<PathBuf> {
+            let values = all(key).filter(unless_none);
+            values.map(|it| PathBuf::from(it.trim_matches('"'))).collect()
+        };
+        let mut identity_files = files("identityfile");
         // `ssh -G` names the usual files where none is chosen.
         let chosen = !identity_files.is_empty()
             && identity_files.iter().any(|file| !usual.contains(file) && !is_usual(file));
@@ -275,7 +293,7 @@ impl Settings {
             user: one("user").unwrap_or(&person.user).to_owned(),
             identity_files,
             identities_chosen: chosen,
-            certificate_files: paths("certificatefile"),
+            certificate_files: files("certificatefile"),
             identities_only: is("identitiesonly", "yes"),
             agent: agent.filter(|path| !path.is_empty()).map(PathBuf::from),
             proxy_command: one("proxycommand").filter(unless_none).map(str::to_owned),
@@ -314,7 +332,7 @@ impl Settings {
             *path = person.path(Path::new(&tokens.expand(&path.to_string_lossy())));
         }
         if let Some(command) = &self.proxy_command {
-            self.proxy_command = Some(tokens.expand(command));
+            self.proxy_command = Some(tokens.expand_command(command));
         }
     }
 
@@ -349,7 +367,7 @@ impl Settings {
             let command = command.trim();
             self.proxy_jump.clear();
             let is_none = command.is_empty() || command.eq_ignore_ascii_case("none");
-            self.proxy_command = Some(tokens.expand(command)).filter(|_| !is_none);
+            self.proxy_command = Some(tokens.expand_command(command)).filter(|_| !is_none);
         }
         Ok(())
     }
@@ -372,13 +390,23 @@ struct Tokens<'a> {
 }
 
 impl Tokens<'_> {
+    /// Expands a path: `${NAME}` too, which no shell does for it.
     fn expand(&self, text: &str) -> String {
+        self.expand_all(text, true)
+    }
+
+    /// Expands a command; its variables are the business of the shell that runs it.
+    fn expand_command(&self, text: &str) -> String {
+        self.expand_all(text, false)
+    }
+
+    fn expand_all(&self, text: &str, variables: bool) -> String {
         let it = &self.settings;
         let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let mut expanded = String::new();
         let mut characters = text.chars();
         while let Some(character) = characters.next() {
-            if character == '$' && characters.as_str().starts_with('{') {
+            if variables && character == '$' && characters.as_str().starts_with('{') {
                 if let Some((name, rest)) = characters.as_str()[1..].split_once('}') {
                     expanded.push_str(self.person.environment.get(name).map_or("", String::as_str));
                     characters = rest.chars();
@@ -447,19 +475,31 @@ mod tests {
     fn what_ssh_prints_is_understood() {
         let it = settings(
             "hostname 10.0.0.7\nport 2222\nuser root\nidentityfile ~/k/%h\nidentityfile \"/a b\"\n\
-             identitiesonly yes\nuserknownhostsfile /a ~/b\nproxycommand nc %h %p %%\n\
+             identityfile /it's c\n\
+             identitiesonly yes\nuserknownhostsfile /a ~/b\nproxycommand ${X:-nc} %h %p %%\n\
              stricthostkeychecking accept-new\nhostkeyalias x\npreferredauthentications password,publickey\n\
              connecttimeout 7\nidentityagent none\nproxyjump a,me@b:23\n",
         );
         assert_eq!((it.host.as_str(), it.port, it.user.as_str()), ("10.0.0.7", 2222, "root"));
-        assert_eq!(it.identity_files, [Path::new("/home/me/k/10.0.0.7"), Path::new("/a b")]);
+        let files = ["/home/me/k/10.0.0.7", "/a b", "/it's c"].map(Path::new);
+        assert_eq!(it.identity_files, files);
         assert_eq!(it.known_hosts, [Path::new("/a"), Path::new("/home/me/b")]);
-        assert_eq!(it.proxy_command.as_deref(), Some("nc 10.0.0.7 2222 %"));
+        assert_eq!(it.proxy_command.as_deref(), Some("${X:-nc} 10.0.0.7 2222 %"));
         assert!(it.identities_chosen && it.identities_only && it.agent.is_none());
         assert_eq!(it.unknown_host, UnknownHost::Accept);
         assert_eq!(it.methods, ["password", "publickey"]);
         assert_eq!(it.connect_limit, Duration::from_secs(7));
         assert_eq!(it.proxy_jump, ["a", "me@b:23"]);
+    }
+
+    #[test]
+    fn a_users_name_is_no_command() {
+        for user in ["me", "DOM\\me", "me@realm", "first.last-2", "$me"] {
+            assert!(is_harmless(user), "{user}");
+        }
+        for user in ["-oProxyCommand=x", "$(id)", "a;b", "`id`", "a -b", "a'", "a\nb", "a\\"] {
+            assert!(!is_harmless(user), "{user}");
+        }
     }
 
     #[test]

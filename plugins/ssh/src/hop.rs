@@ -237,7 +237,9 @@ impl Opening<'_> {
                         .caused_by(format!("the host shows {fingerprint}"))
                         .with_hint(format!(
                             "somebody may be in between. If the host was set up anew: \
-                             `ssh-keygen -R '{name}' -f {file}`"
+                             `ssh-keygen -R {} -f {}`",
+                            shell_words::quote(name),
+                            shell_words::quote(&file.to_string()),
                         ))
                 })
             }

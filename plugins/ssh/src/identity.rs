@@ -16,10 +16,10 @@ use pkcs8::{EncryptedPrivateKeyInfo, PrivateKeyInfo};
 use rsa::pkcs1::DecodeRsaPrivateKey;
 use rsa::pkcs8::DecodePrivateKey;
 use ssh_key::private::{EcdsaKeypair, Ed25519Keypair, KeypairData, RsaKeypair};
-use ssh_key::{LineEnding, PrivateKey, PublicKey};
+use ssh_key::{Cipher, Kdf, LineEnding, PrivateKey, PublicKey};
 use zeroize::Zeroizing;
 
-use crate::certificate::Certificate;
+use crate::certificate::{Certificate, Reader};
 
 /// Longest key file that is read.
 const FILE_MAX: u64 = 1024 * 1024;
@@ -161,16 +161,6 @@ fn label(text: &str) -> Option<&str> {
 fn parse(text: &str, passphrase: Option<&Secret>) -> Result<PrivateKey, KeyError> {
     let unknown = |what: &str| KeyError::Unknown(what.to_owned());
     let label = label(text).ok_or_else(|| unknown("it has no `BEGIN` line"))?;
-    if label == "OPENSSH PRIVATE KEY" {
-        let key =
-            PrivateKey::from_openssh(text).map_err(|error| KeyError::Unknown(error.to_string()))?;
-        return match passphrase {
-            Some(passphrase) if key.is_encrypted() => {
-                key.decrypt(passphrase.expose()).map_err(|_| KeyError::WrongPassphrase)
-            }
-            _ => Ok(key),
-        };
-    }
     let mut headers = text.lines().filter_map(|line| line.split_once(": "));
     let cipher = headers.find(|(name, _)| *name == "DEK-Info").map(|(_, value)| value.trim());
     let body: Zeroizing<String> = Zeroizing::new(
@@ -178,6 +168,9 @@ fn parse(text: &str, passphrase: Option<&Secret>) -> Result<PrivateKey, KeyError
     );
     let bytes = Base64::decode_vec(body.trim()).map_err(|_| unknown("it is no base64"))?;
     let mut bytes = Zeroizing::new(bytes);
+    if label == "OPENSSH PRIVATE KEY" {
+        return of_openssh(text, &bytes, passphrase);
+    }
     if let (Some(cipher), Some(passphrase)) = (cipher, passphrase) {
         bytes = decrypt(&bytes, cipher, passphrase)?;
     }
@@ -201,6 +194,125 @@ fn parse(text: &str, passphrase: Option<&Secret>) -> Result<PrivateKey, KeyError
         None => unknown(label),
     })?;
     PrivateKey::new(data, "").map_err(|error| KeyError::Unknown(error.to_string()))
+}
+
+/// Reads OpenSSH's own form.
+fn of_openssh(
+    text: &str,
+    bytes: &[u8],
+    passphrase: Option<&Secret>,
+) -> Result<PrivateKey, KeyError> {
+    let unknown = |error: ssh_key::Error| KeyError::Unknown(error.to_string());
+    if let Some(container) = Container::read(bytes).filter(Container::is_ecdsa) {
+        return container.open(passphrase);
+    }
+    let key = PrivateKey::from_openssh(text).map_err(unknown)?;
+    match passphrase {
+        Some(passphrase) if key.is_encrypted() => {
+            key.decrypt(passphrase.expose()).map_err(|_| KeyError::WrongPassphrase)
+        }
+        _ => Ok(key),
+    }
+}
+
+/// OpenSSH's own form, for ecdsa: `ssh-key` wants the secret number in full length, and OpenSSH
+/// leaves zero bytes at its front away.
+struct Container<'a> {
+    cipher: &'a [u8],
+    kdf: &'a [u8],
+    kdf_options: &'a [u8],
+    public: &'a [u8],
+    private: &'a [u8],
+    tag: &'a [u8],
+}
+
+impl<'a> Container<'a> {
+    fn read(bytes: &'a [u8]) -> Option<Self> {
+        let mut all = Reader(bytes.strip_prefix(b"openssh-key-v1\0")?);
+        let (cipher, kdf, kdf_options) = (all.string()?, all.string()?, all.string()?);
+        let is_one_key = all.take(4)? == [0, 0, 0, 1];
+        let (public, private) = (all.string()?, all.string()?);
+        is_one_key.then_some(Self { cipher, kdf, kdf_options, public, private, tag: all.0 })
+    }
+
+    fn is_ecdsa(&self) -> bool {
+        Reader(self.public).string().is_some_and(|kind| kind.starts_with(b"ecdsa-sha2-"))
+    }
+
+    fn open(&self, passphrase: Option<&Secret>) -> Result<PrivateKey, KeyError> {
+        let unknown = |what: &str| KeyError::Unknown(what.to_owned());
+        let clear = self.decrypt(passphrase)?;
+        let mut all = Reader(&clear);
+        // Twice the same: only the right passphrase gives that.
+        match (all.take(4), all.take(4)) {
+            (Some(one), Some(two)) if one == two => {}
+            _ if self.cipher == b"none" => return Err(unknown("it is damaged")),
+            _ => return Err(KeyError::WrongPassphrase),
+        }
+        let data = ecdsa(&mut all).ok_or_else(|| unknown("it is damaged"))?;
+        let key =
+            PrivateKey::new(data, "").map_err(|error| KeyError::Unknown(error.to_string()))?;
+        match key.public_key().to_bytes() {
+            Ok(public) if public == self.public => Ok(key),
+            _ => Err(unknown("its public half is another key's")),
+        }
+    }
+
+    fn decrypt(&self, passphrase: Option<&Secret>) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+        let name = String::from_utf8_lossy(self.cipher);
+        let unknown = || KeyError::Unknown(format!("it is encrypted with {name}"));
+        let mut bytes = Zeroizing::new(self.private.to_vec());
+        let cipher = Cipher::new(&name).map_err(|_| unknown())?;
+        if cipher.is_none() {
+            return Ok(bytes);
+        }
+        let kdf = self.kdf().ok_or_else(unknown)?;
+        let tag = match cipher.has_tag() {
+            true => Some(self.tag.try_into().map_err(|_| unknown())?),
+            false => None,
+        };
+        if !bytes.len().is_multiple_of(cipher.block_size()) {
+            return Err(unknown());
+        }
+        let passphrase = passphrase.map_or("", Secret::expose);
+        let (key, iv) = kdf.derive_key_and_iv(cipher, passphrase).map_err(|error| {
+            // bcrypt takes no empty passphrase, so it is none that locks a key.
+            if passphrase.is_empty() {
+                KeyError::WrongPassphrase
+            } else {
+                KeyError::Unknown(error.to_string())
+            }
+        })?;
+        let iv = Zeroizing::new(iv);
+        cipher.decrypt(&key, &iv, &mut bytes, tag).map_err(|_| KeyError::WrongPassphrase)?;
+        Ok(bytes)
+    }
+
+    fn kdf(&self) -> Option<Kdf> {
+        let mut options = Reader(self.kdf_options);
+        let salt = options.string()?.to_vec();
+        let rounds = u32::from_be_bytes(options.take(4)?.try_into().ok()?);
+        (self.kdf == b"bcrypt").then_some(Kdf::Bcrypt { salt, rounds })
+    }
+}
+
+/// Reads a kind, a curve, a point and a number, each a string.
+fn ecdsa(from: &mut Reader<'_>) -> Option<KeypairData> {
+    let (_kind, curve, _point, number) =
+        (from.string()?, from.string()?, from.string()?, from.string()?);
+    let zeros = number.iter().take_while(|byte| **byte == 0).count();
+    let number = &number[zeros..];
+    let full = |size: usize| {
+        let mut bytes = Zeroizing::new(vec![0; size]);
+        bytes[size.checked_sub(number.len())?..].copy_from_slice(number);
+        Some(bytes)
+    };
+    match curve {
+        b"nistp256" => p256::SecretKey::from_slice(&full(32)?).ok().map(of_p256),
+        b"nistp384" => p384::SecretKey::from_slice(&full(48)?).ok().map(of_p384),
+        b"nistp521" => p521::SecretKey::from_slice(&full(66)?).ok().map(of_p521),
+        _ => None,
+    }
 }
 
 /// Undoes the encryption of the old PEM form, whose key is OpenSSL's `EVP_BytesToKey` with MD5.
@@ -328,6 +440,84 @@ mod tests {
         }
         check("-t ed25519", "-Z aes256-gcm@openssh.com", "a passphrase");
         check("-t ed25519", "-Z chacha20-poly1305@openssh.com", "a passphrase");
+    }
+
+    /// Writes an ecdsa key as `ssh-keygen` does, which leaves zero bytes at the front of the secret
+    /// number away.
+    fn short_key(data: KeypairData) -> String {
+        let string = |bytes: &[u8]| [&(bytes.len() as u32).to_be_bytes(), bytes].concat();
+        let KeypairData::Ecdsa(pair) = &data else { panic!("{data:?}") };
+        let number = pair.private_key_bytes();
+        let zeros = number.iter().take_while(|byte| **byte == 0).count();
+        assert!(zeros > 0 && number[zeros] < 0x80);
+        let secret = string(&number[zeros..]);
+        let public = PrivateKey::new(data, "").unwrap().public_key().to_bytes().unwrap();
+        let mut private = [&[7; 8], &public[..], &secret, &string(b"a comment")].concat();
+        private.extend((1..).take(private.len().next_multiple_of(8) - private.len()));
+        let all = [
+            &b"openssh-key-v1\0"[..],
+            &string(b"none"),
+            &string(b"none"),
+            &string(b""),
+            &[0, 0, 0, 1],
+            &string(&public),
+            &string(&private),
+        ];
+        let body = Base64::encode_string(&all.concat());
+        let lines: Vec<_> = body.as_bytes().chunks(70).map(String::from_utf8_lossy).collect();
+        let name = "OPENSSH PRIVATE KEY";
+        format!("-----BEGIN {name}-----\n{}\n-----END {name}-----\n", lines.join("\n"))
+    }
+
+    #[test]
+    fn an_ecdsa_key_whose_number_is_short_is_read() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let folder = tempfile::tempdir().unwrap();
+        let keygen = |path: &Path, args: &[&str]| {
+            let output = Command::new("ssh-keygen").args(args).arg("-f").arg(path).output();
+            let output = output.unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8(output.stdout).unwrap()
+        };
+        for zeros in [1, 2, 12] {
+            let number = |size: usize| [&vec![0; zeros][..], &vec![0x11; size - zeros]].concat();
+            let keys = [
+                of_p256(p256::SecretKey::from_bytes(number(32)[..].into()).unwrap()),
+                of_p384(p384::SecretKey::from_bytes(number(48)[..].into()).unwrap()),
+                of_p521(p521::SecretKey::from_bytes(number(66)[..].into()).unwrap()),
+            ];
+            for (index, data) in keys.into_iter().enumerate() {
+                let path = folder.path().join(format!("{zeros}-{index}"));
+                fs::write(&path, short_key(data.clone())).unwrap();
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+                let public = PublicKey::from_openssh(&keygen(&path, &["-y"])).unwrap();
+                let public = public.to_bytes().unwrap();
+
+                let identity = Identity::load(&path).unwrap();
+                assert_eq!(identity.public.as_ref(), Some(&public));
+                assert_eq!(identity.clear().unwrap().key_data(), &data);
+                // The form that the libraries get is whole.
+                fs::write(&path, to_text(identity.clear().unwrap()).unwrap().expose()).unwrap();
+                keygen(&path, &["-y"]);
+
+                let mut before = "";
+                for cipher in ["aes256-ctr", "aes128-cbc", "aes256-gcm", "chacha20-poly1305"] {
+                    let aead = cipher.contains("gcm") || cipher.contains("poly");
+                    let full = format!("{cipher}{}", if aead { "@openssh.com" } else { "" });
+                    let lock = ["-q", "-p", "-a", "1", "-Z", &full, "-P", before, "-N", "sesame"];
+                    keygen(&path, &lock);
+                    before = "sesame";
+                    let identity = Identity::load(&path).unwrap();
+                    assert!(identity.is_locked());
+                    assert_eq!(identity.public.as_ref(), Some(&public), "{cipher}");
+                    let key = identity.unlock(&Secret::new("sesame")).unwrap();
+                    assert_eq!(key.key_data(), &data, "{cipher}");
+                    let error = identity.unlock(&Secret::new("wrong")).unwrap_err();
+                    assert_eq!(error, KeyError::WrongPassphrase, "{cipher}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -102,7 +102,7 @@ pub fn launch(
         _ => Tunnel::Auto,
     };
     let mut way = Vec::new();
-    resolve_jumps(&settings, &person, caller, &mut way)?;
+    resolve_jumps(&settings, &person, caller, &mut way, 0)?;
     let is_proxied = !way.is_empty() || settings.proxy_command.is_some();
     way.push(settings);
     let mut hops: Vec<Hop> = Vec::new();
@@ -122,12 +122,14 @@ pub fn launch(
     outcome
 }
 
-/// Puts the hosts on the way to a host, nearest first, before it; they may have others before them.
+/// Puts the hosts on the way to a host, nearest first, before it; they may have others before them,
+/// and `known` are those that are sure to follow it.
 fn resolve_jumps(
     settings: &Settings,
     person: &Person,
     caller: &Caller,
     way: &mut Vec<Settings>,
+    known: usize,
 ) -> Result<(), LaunchError> {
     for (index, jump) in settings.proxy_jump.iter().enumerate() {
         let text = jump.strip_prefix("ssh://").unwrap_or(jump);
@@ -139,7 +141,7 @@ fn resolve_jumps(
             })?;
         let jump =
             config::resolve(&target.host, target.user.as_deref(), target.port, person, caller)?;
-        if way.len() + 1 >= HOPS_MAX {
+        if way.len() + known + 1 >= HOPS_MAX {
             let kind = distant_plugin_api::ErrorKind::InvalidOption;
             let message = format!("there are more than {HOPS_MAX} hosts on the way");
             return Err(LaunchError::new(kind, message)
@@ -147,7 +149,7 @@ fn resolve_jumps(
         }
         // Only the first one is reached from here, so only its own way counts.
         if index == 0 {
-            resolve_jumps(&jump, person, caller, way)?;
+            resolve_jumps(&jump, person, caller, way, known + 1)?;
         }
         way.push(jump);
     }
@@ -171,5 +173,66 @@ impl Remote for End<'_> {
 
     fn forward(&self, to: SocketAddr) -> Result<SocketAddr, LaunchError> {
         self.hop.mux.listen(to)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::fs;
+    use std::io::{PipeReader, PipeWriter};
+    use std::os::fd::{AsFd, BorrowedFd};
+
+    use distant_plugin_api::message::{HostMessage, PluginMessage, ServerCommand};
+    use distant_plugin_api::options::Options;
+    use distant_plugin_api::{Channel, ErrorKind};
+
+    use super::*;
+
+    /// A host that never cancels.
+    pub(crate) struct Host(PipeReader, #[allow(dead_code, reason = "keeps it open")] PipeWriter);
+
+    impl Host {
+        pub(crate) fn caller() -> Caller {
+            let (cancel, never) = std::io::pipe().unwrap();
+            Caller::new(Self(cancel, never))
+        }
+    }
+
+    impl Channel for Host {
+        fn send(&self, _: &PluginMessage) -> Result<Option<HostMessage>, LaunchError> {
+            Ok(None)
+        }
+
+        fn is_cancelled(&self) -> bool {
+            false
+        }
+
+        fn cancel_fd(&self) -> BorrowedFd<'_> {
+            self.0.as_fd()
+        }
+    }
+
+    #[test]
+    fn hosts_that_lead_to_each_other_are_an_error() {
+        let home = tempfile::tempdir().unwrap();
+        fs::create_dir(home.path().join(".ssh")).unwrap();
+        let text = "Host a\n ProxyJump b\nHost b\n ProxyJump a\n";
+        fs::write(home.path().join(".ssh/config"), text).unwrap();
+        let home = home.path().display().to_string();
+        let request = LaunchRequest {
+            destination: "ssh://a".parse().unwrap(),
+            options: Options::new(),
+            server: ServerCommand::default(),
+            interactive: false,
+            environment: [("HOME".to_owned(), home)].into(),
+            cwd: None,
+        };
+        let caller = Host::caller();
+        let person = Person::of(&request);
+        let settings = config::resolve("a", None, None, &person, &caller).unwrap();
+        assert_eq!(settings.proxy_jump, ["b"]);
+        let error = resolve_jumps(&settings, &person, &caller, &mut Vec::new(), 0).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::InvalidOption);
+        assert!(error.hint.unwrap().contains("lead back to itself"));
     }
 }

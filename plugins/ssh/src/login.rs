@@ -76,6 +76,15 @@ impl State {
     }
 }
 
+/// Ends the agent's thread when dropped.
+struct Stop<'a>(&'a Agent);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
 impl Login<'_> {
     /// Logs in.
     ///
@@ -93,8 +102,10 @@ impl Login<'_> {
         let open = |index: usize| self.open(&state.identities[index], &state);
         thread::scope(|scope| {
             let serving = scope.spawn(|| self.agent.serve(&state.shown, &open));
+            // Also if a library panics: the scope would wait for the agent's thread for ever.
+            let stop = Stop(self.agent);
             let outcome = self.attempt(session, &state);
-            self.agent.stop();
+            drop(stop);
             // A thread that panicked has served nobody, which the outcome says.
             let _ = serving.join();
             outcome
@@ -172,7 +183,10 @@ impl Login<'_> {
         loop {
             // Right after the connection only a key may be tried unasked.
             if allowed.is_none() && !(first && keys.len() > 0) {
-                allowed = Some(self.methods(session, state)?);
+                allowed = self.methods(session, state)?;
+                if allowed.is_none() {
+                    return Ok(());
+                }
             }
             first = false;
             let is_allowed =
@@ -210,7 +224,7 @@ impl Login<'_> {
         &self,
         session: &mut dyn Session,
         state: &State,
-    ) -> Result<Vec<String>, LaunchError> {
+    ) -> Result<Option<Vec<String>>, LaunchError> {
         let methods = session.methods(&self.settings.user);
         self.banner(session)?;
         methods.map_err(|failure| self.broken(&failure, state))
@@ -368,16 +382,15 @@ impl Login<'_> {
                 username: self.settings.user.clone(),
             };
             match self.guard.while_asking(|| self.caller.ask(challenge)) {
-                Ok(answers) if answers.iter().all(|answer| answer.expose().is_empty()) => {
-                    state.stop(self.refused(None, 0, state));
-                    None
+                Ok(answers) if answers.iter().any(|answer| !answer.expose().is_empty()) => {
+                    return Some(answers);
                 }
-                Ok(answers) => Some(answers),
-                Err(error) => {
-                    state.stop(self.unanswered(error, state));
-                    None
-                }
+                Ok(_) => state.stop(self.refused(None, 0, state)),
+                Err(error) => state.stop(self.unanswered(error, state)),
             }
+            // That is the end of the login, and libssh2 would send empty answers first.
+            self.guard.shut();
+            None
         };
         let outcome = session.keyboard_interactive(&self.settings.user, &mut answer);
         self.judge("the server's questions".into(), outcome, session, state)

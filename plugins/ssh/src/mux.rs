@@ -35,6 +35,9 @@ const LINKS_MAX: usize = 64;
 const PAUSE: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
+/// How long the server may take to run a command or to connect to somewhere.
+const OPEN_LIMIT: Duration = Duration::from_secs(15);
+
 type Ending = Arc<Mutex<Option<String>>>;
 
 enum Order {
@@ -86,8 +89,32 @@ impl Mux {
         }
     }
 
-    fn answer(answer: &Receiver<Result<(), Failure>>) -> Result<(), Failure> {
-        answer.recv().unwrap_or_else(|_| Err(Failure("the connection has ended".into())))
+    /// Has something opened, for which the server gets only so long: the thread that asks it can
+    /// do nothing else meanwhile.
+    fn open(
+        &self,
+        order: Order,
+        answer: &Receiver<Result<(), Failure>>,
+        limit: Duration,
+    ) -> Result<(), Failure> {
+        self.guard.limit(limit);
+        self.order(order);
+        let outcome =
+            answer.recv().unwrap_or_else(|_| Err(Failure("the connection has ended".into())));
+        self.guard.unlimited();
+        if outcome.is_err() && self.guard.is_late() {
+            return Err(Failure(format!("no answer within {} s", limit.as_secs())));
+        }
+        outcome
+    }
+
+    /// The kind of an error, which is another one if the server took too long.
+    fn kind(&self, kind: ErrorKind) -> ErrorKind {
+        if self.guard.is_late() {
+            ErrorKind::TimedOut
+        } else {
+            kind
+        }
     }
 
     /// Runs a command.
@@ -101,10 +128,10 @@ impl Mux {
         let link = Link::new(input, output, Some(errors))?;
         let ending = link.ending.clone();
         let (done, answer) = mpsc::channel();
-        self.order(Order::Exec { command: command.to_owned(), link, done });
-        Self::answer(&answer).map_err(|failure| {
+        let order = Order::Exec { command: command.to_owned(), link, done };
+        self.open(order, &answer, OPEN_LIMIT).map_err(|failure| {
             let message = "the ssh server does not run commands";
-            LaunchError::new(ErrorKind::ServerNotStarted, message)
+            LaunchError::new(self.kind(ErrorKind::ServerNotStarted), message)
                 .because(&failure)
                 .with_hint("try `ssh HOST true`; the server's `MaxSessions` may be 0")
         })?;
@@ -123,10 +150,10 @@ impl Mux {
         let far = OwnedFd::from(far);
         let link = Link::new(far.try_clone().map_err(system)?, far, None)?;
         let (done, answer) = mpsc::channel();
-        self.order(Order::Connect { host: host.to_owned(), port, link, done });
-        Self::answer(&answer).map_err(|failure| {
+        let order = Order::Connect { host: host.to_owned(), port, link, done };
+        self.open(order, &answer, OPEN_LIMIT).map_err(|failure| {
             let message = format!("the ssh server on the way cannot reach `{host}:{port}`");
-            LaunchError::new(ErrorKind::Unreachable, message).because(&failure)
+            LaunchError::new(self.kind(ErrorKind::Unreachable), message).because(&failure)
         })?;
         Ok(near.into())
     }
@@ -216,12 +243,21 @@ impl Link {
             }
         }
         while !self.to_remote.is_empty() {
-            let count = stream.write(self.to_remote.as_slices().0)?;
-            if count == 0 {
-                break;
+            match stream.write(self.to_remote.as_slices().0) {
+                Ok(0) => break,
+                Ok(count) => {
+                    self.to_remote.drain(..count);
+                    moved = true;
+                }
+                // The other side may have closed this stream alone. If it is the connection that
+                // has ended, reading says so.
+                Err(failure) => {
+                    tracing::debug!("a stream takes nothing more: {failure}");
+                    self.to_remote.clear();
+                    self.input = None;
+                    self.finished = true;
+                }
             }
-            self.to_remote.drain(..count);
-            moved = true;
         }
         if self.input.is_none() && self.to_remote.is_empty() && !self.finished {
             self.finished = stream.finish()?;
@@ -409,5 +445,117 @@ impl Worker {
             return Err(Failure("the server closed the connection".into()));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use distant_plugin_api::secret::Secret;
+
+    use super::*;
+    use crate::backend::{Answer, Reply};
+    use crate::tests::Host;
+
+    /// A session whose server says nothing any more.
+    struct Mute(UnixStream);
+
+    impl Mute {
+        fn wait<T>(&mut self) -> Result<T, Failure> {
+            let count = self.0.read(&mut [0]).unwrap_or(0);
+            Err(Failure(format!("{count} bytes")))
+        }
+    }
+
+    impl Session for Mute {
+        fn host_key(&mut self) -> Result<Vec<u8>, Failure> {
+            self.wait()
+        }
+
+        fn banner(&mut self) -> Option<String> {
+            None
+        }
+
+        fn methods(&mut self, _: &str) -> Result<Option<Vec<String>>, Failure> {
+            self.wait()
+        }
+
+        fn public_key(&mut self, _: &str, _: &Secret, _: Option<&str>) -> Result<Reply, Failure> {
+            self.wait()
+        }
+
+        fn agent(&mut self, _: &str) -> Result<Reply, Failure> {
+            self.wait()
+        }
+
+        fn password(&mut self, _: &str, _: &Secret) -> Result<Reply, Failure> {
+            self.wait()
+        }
+
+        fn keyboard_interactive(&mut self, _: &str, _: &mut Answer<'_>) -> Result<Reply, Failure> {
+            self.wait()
+        }
+
+        fn exec(&mut self, _: &str) -> Result<Box<dyn Stream>, Failure> {
+            self.wait()
+        }
+
+        fn connect(&mut self, _: &str, _: u16) -> Result<Box<dyn Stream>, Failure> {
+            self.wait()
+        }
+
+        fn set_blocking(&mut self, _: bool) {}
+
+        fn wants_write(&self) -> bool {
+            false
+        }
+    }
+
+    /// A stream that the other side has closed, but not yet read to its end.
+    struct Closed;
+
+    impl Stream for Closed {
+        fn read(&mut self, _: &mut [u8], _: bool) -> Result<Read, Failure> {
+            Ok(Read::End)
+        }
+
+        fn write(&mut self, _: &[u8]) -> Result<usize, Failure> {
+            Err(Failure("the remote channel is closed".into()))
+        }
+
+        fn finish(&mut self) -> Result<bool, Failure> {
+            Err(Failure("the remote channel is closed".into()))
+        }
+
+        fn ending(&mut self) -> Option<String> {
+            None
+        }
+    }
+
+    #[test]
+    fn a_stream_that_the_server_closed_does_not_end_the_others() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let far = OwnedFd::from(far);
+        let mut link = Link::new(far.try_clone().unwrap(), far, None).unwrap();
+        link.stream = Some(Box::new(Closed));
+        (&near).write_all(b"too late").unwrap();
+        assert!(link.pump().is_ok());
+        assert!(link.is_over());
+    }
+
+    #[test]
+    fn a_server_that_falls_silent_after_the_login_has_a_limit() {
+        let (near, _far) = UnixStream::pair().unwrap();
+        let caller = Host::caller();
+        let session = Box::new(Mute(near.try_clone().unwrap()));
+        let socket = OwnedFd::from(near);
+        let guard = Guard::new(&socket, &caller).unwrap();
+        let mux = Mux::start(session, socket, guard).unwrap();
+        let (input, output) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let link = Link::new(input, output, None).unwrap();
+        let (done, answer) = mpsc::channel();
+        let order = Order::Exec { command: "true".into(), link, done };
+        let Failure(text) = mux.open(order, &answer, Duration::from_millis(50)).unwrap_err();
+        assert_eq!(text, "no answer within 0 s");
+        assert_eq!(mux.kind(ErrorKind::ServerNotStarted), ErrorKind::TimedOut);
     }
 }

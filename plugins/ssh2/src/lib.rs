@@ -145,9 +145,11 @@ impl Session for Connection {
         banner.filter(|_| !std::mem::replace(&mut self.banner_shown, true))
     }
 
-    fn methods(&mut self, user: &str) -> Result<Vec<String>, Failure> {
+    fn methods(&mut self, user: &str) -> Result<Option<Vec<String>>, Failure> {
         let methods = self.session.auth_methods(user).map_err(said)?;
-        Ok(methods.split(',').map(str::to_owned).collect())
+        let methods = methods.split(',').map(str::to_owned).collect();
+        // The question is an attempt to log in with nothing, and that may be enough.
+        Ok(Some(methods).filter(|_| !self.session.authenticated()))
     }
 
     fn public_key(
