@@ -127,8 +127,9 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
         return Some(expand(Path::new(name))).filter(is_program);
     }
     let folders = env::var_os("PATH").unwrap_or_default();
-    let found = env::split_paths(&folders).map(|folder| folder.join(name)).find(is_program);
-    found.and_then(|path| std::path::absolute(path).ok())
+    // Never the current folder: the manager's is nobody's choice.
+    let folders = env::split_paths(&folders).filter(|folder| folder.is_absolute());
+    folders.map(|folder| folder.join(name)).find(is_program)
 }
 
 /// What a launch takes along of this process's environment.

@@ -5,7 +5,6 @@
 //! for another version of distant serves as well; a value of the wrong type is an error with its
 //! line.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -107,8 +106,6 @@ pub(crate) struct Manager {
     pub(crate) log_level: Option<Level>,
     pub(crate) unix_socket: Option<PathBuf>,
     pub(crate) windows_pipe: Option<String>,
-    /// `[manager.plugins]`: which plugin serves a scheme that more than one can.
-    pub(crate) plugins: BTreeMap<String, String>,
     /// `[manager.limits]`: what a launch and a client may take.
     pub(crate) limits: manager::Limits,
     /// `[manager.worker]`: what a worker may take.
@@ -155,7 +152,7 @@ pub(crate) struct ServerWatch {
 }
 
 /// Every key that something reads. `*` stands for any name.
-const KNOWN: [&str; 47] = [
+const KNOWN: [&str; 46] = [
     "client.api.timeout",
     "client.connect.options",
     "client.launch.args",
@@ -185,7 +182,6 @@ const KNOWN: [&str; 47] = [
     "manager.limits.ticket",
     "manager.log_file",
     "manager.log_level",
-    "manager.plugins.*",
     "manager.unix_socket",
     "manager.windows_pipe",
     "manager.worker.grace",

@@ -1,8 +1,9 @@
-//! JSON values on standard input: one a line, or one over several lines.
+//! JSON values on standard input, one a line or one over several lines; or lines as they are.
 
 use std::io;
 
 use distant_plugin_api::message::ErrorKind;
+use distant_plugin_api::secret::Secret;
 use distant_plugin_api::LaunchError;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader, Stdin};
@@ -14,16 +15,22 @@ const VALUE_MAX: usize = 128 * 1024 * 1024;
 /// Reads values one after the other.
 pub(crate) struct JsonInput<R = BufReader<Stdin>> {
     lines: R,
+    /// Reading has failed; it would fail again and again.
+    is_broken: bool,
 }
 
 impl JsonInput {
     /// Reads standard input.
     pub(crate) fn stdin() -> Self {
-        Self { lines: BufReader::new(tokio::io::stdin()) }
+        Self::new(BufReader::new(tokio::io::stdin()))
     }
 }
 
 impl<R: AsyncBufRead + Unpin> JsonInput<R> {
+    fn new(lines: R) -> Self {
+        Self { lines, is_broken: false }
+    }
+
     /// Reads the text of the next value, adding lines until they parse; `None` at the end.
     ///
     /// The text is wiped when dropped: it may be an answer.
@@ -31,13 +38,17 @@ impl<R: AsyncBufRead + Unpin> JsonInput<R> {
     /// # Errors
     ///
     /// `other` if it is no JSON or ends in the middle; what was read of it is dropped, so the next
-    /// call starts afresh. The text is not repeated.
+    /// call starts afresh. The text is not repeated. What cannot be read at all counts as the end
+    /// after it was told once.
     ///
     /// # Cancellation
     ///
     /// A value of which some lines have been read is lost.
     pub(crate) async fn text(&mut self) -> Result<Option<Zeroizing<String>>, LaunchError> {
         let mut bytes = Zeroizing::new(Vec::new());
+        if self.is_broken {
+            return Ok(None);
+        }
         loop {
             let before = bytes.len();
             match self.lines.read_until(b'\n', &mut bytes).await {
@@ -46,7 +57,10 @@ impl<R: AsyncBufRead + Unpin> JsonInput<R> {
                 Ok(_) if bytes.len() > VALUE_MAX => return Err(wrong("a JSON value is too long")),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(wrong("cannot read standard input").because(&error)),
+                Err(error) => {
+                    self.is_broken = true;
+                    return Err(wrong("cannot read standard input").because(&error));
+                }
             }
             // A blank line between two values is nothing.
             if bytes[before..].trim_ascii().is_empty() && before == 0 {
@@ -62,6 +76,18 @@ impl<R: AsyncBufRead + Unpin> JsonInput<R> {
                 Err(error) => return Err(no_json(&error)),
             }
         }
+    }
+
+    /// Reads one line, for a question that a person answers where there is no terminal; `None` at
+    /// the end. What follows it stays for the next question.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read.
+    pub(crate) async fn line(&mut self) -> io::Result<Option<Secret>> {
+        let mut line = Zeroizing::new(Vec::new());
+        let count = self.lines.read_until(b'\n', &mut line).await?;
+        Ok((count > 0).then(|| Secret::new(String::from_utf8_lossy(&line))))
     }
 
     /// Reads the next value; `None` at the end.
@@ -96,7 +122,7 @@ mod tests {
     use super::*;
 
     async fn read(text: &str) -> Vec<String> {
-        let mut input = JsonInput { lines: text.as_bytes() };
+        let mut input = JsonInput::new(text.as_bytes());
         let mut seen = Vec::new();
         loop {
             match input.value::<serde_json::Value>().await {
@@ -119,6 +145,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_answers_of_two_questions_are_two_lines() {
+        let mut input = JsonInput::new("y\nno\n".as_bytes());
+        for expected in [Some("y\n"), Some("no\n"), None] {
+            let line = input.line().await.unwrap();
+            assert_eq!(line.as_ref().map(Secret::expose), expected);
+        }
+    }
+
+    #[tokio::test]
     async fn a_broken_line_is_an_error_and_the_next_one_counts() {
         let seen = read("hello\n{\"a\":1}\n{\"a\" 2}\n{\"b\":").await;
         let broken = "a line of standard input is no JSON";
@@ -128,8 +163,16 @@ mod tests {
 
     #[tokio::test]
     async fn an_error_does_not_repeat_the_answer() {
-        let mut input = JsonInput { lines: "[\"hunter2\"]\n".as_bytes() };
+        let mut input = JsonInput::new("[\"hunter2\"]\n".as_bytes());
         let error = input.value::<u32>().await.unwrap_err();
         assert!(!error.one_line().contains("hunter2"), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_read_is_told_once_and_then_is_the_end() {
+        let folder = tokio::fs::File::open("/").await.unwrap();
+        let mut input = JsonInput::new(BufReader::new(folder));
+        assert_eq!(input.text().await.unwrap_err().message, "cannot read standard input");
+        assert!(input.text().await.unwrap().is_none());
     }
 }

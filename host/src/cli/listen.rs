@@ -18,6 +18,9 @@ use crate::paths;
 /// How long a manager in the background may take to be ready.
 const START: Duration = Duration::from_secs(20);
 
+/// What is left of workers and lookups gets so long when the manager has ended.
+const LEFTOVERS: Duration = Duration::from_secs(1);
+
 /// Runs the command.
 ///
 /// # Errors
@@ -131,7 +134,10 @@ fn serve(settings: Settings, ready: impl FnOnce()) -> Result<(), LaunchError> {
     let socket = settings.socket.clone();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| terminal::from_error("cannot start", &error))?;
-    runtime.block_on(manager::run(settings, ready)).map_err(|error| {
+    let run = runtime.block_on(manager::run(settings, ready));
+    // The lookup of a name may still keep a thread busy for as long as the resolver likes.
+    runtime.shutdown_timeout(LEFTOVERS);
+    run.map_err(|error| {
         tracing::error!(%error, "no manager is running");
         let said = terminal::from_error("the manager cannot be started", &error);
         match error {

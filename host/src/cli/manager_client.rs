@@ -56,7 +56,8 @@ impl ManagerClient {
             version: 1,
             interactive: person.is_there(),
             environment: paths::launch_environment(),
-            cwd: std::env::current_dir().ok(),
+            // One that is no text has no place in a message; then no path is relative to it.
+            cwd: std::env::current_dir().ok().filter(|cwd| cwd.to_str().is_some()),
             stop: false,
         };
         Ok(Self { client: found.client, socket: found.socket, extension })
@@ -212,6 +213,11 @@ async fn first(sockets: &[PathBuf; 2]) -> Result<Found, Absent> {
         return Err(Absent::Broken(error));
     }
     match connect(&sockets[0]).await {
+        // It may have got there just after that look. Nothing was told yet.
+        Ok(found) => match found.client.peer_uid().and_then(|uid| strange(&sockets[0], uid)) {
+            Some(error) => Err(Absent::Broken(error)),
+            None => Ok(found),
+        },
         Err(Absent::Nobody(_)) => match connect(&sockets[1]).await {
             // Others' manager is as good as none.
             Err(Absent::Denied(reason)) => Err(Absent::Nobody(reason)),
@@ -224,7 +230,10 @@ async fn first(sockets: &[PathBuf; 2]) -> Result<Found, Absent> {
 /// A user's socket may be in a folder that everybody writes to. One that somebody else has put
 /// there would get this user's passwords.
 fn foreign(socket: &Path) -> Option<LaunchError> {
-    let owner = socket.symlink_metadata().ok()?.uid();
+    strange(socket, socket.symlink_metadata().ok()?.uid())
+}
+
+fn strange(socket: &Path, owner: u32) -> Option<LaunchError> {
     let own = rustix::process::getuid().as_raw();
     (owner != own && owner != 0).then(|| {
         let message =

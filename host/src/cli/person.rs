@@ -10,7 +10,6 @@ use distant_plugin_api::message::{ErrorKind, LogLevel, Notice};
 use distant_plugin_api::secret::Secret;
 use distant_plugin_api::LaunchError;
 use rustix::fs::FileType;
-use tokio::io::{AsyncBufReadExt, BufReader};
 
 use super::arguments::Format;
 use super::json::JsonInput;
@@ -157,7 +156,7 @@ impl<'a> Person<'a> {
     }
 
     async fn ask_person(
-        &self,
+        &mut self,
         message: &Authentication,
     ) -> Result<AuthenticationResponse, LaunchError> {
         match message {
@@ -183,7 +182,10 @@ impl<'a> Person<'a> {
                     }
                     Err(_) => {
                         self.terminal.say(&prompt);
-                        line_of_stdin().await?
+                        // Not from a reader of its own, which would take the next answers along.
+                        self.input.line().await.map_err(|error| {
+                            unanswered("standard input cannot be read").because(&error)
+                        })?
                     }
                 };
                 let line = line.ok_or_else(|| unanswered("a question was not answered"))?;
@@ -223,16 +225,6 @@ fn prompt(text: &str) -> String {
         prompt.push(' ');
     }
     prompt
-}
-
-async fn line_of_stdin() -> Result<Option<Secret>, LaunchError> {
-    let mut line = String::new();
-    let count = BufReader::new(tokio::io::stdin()).read_line(&mut line).await;
-    match count {
-        Ok(0) => Ok(None),
-        Ok(_) => Ok(Some(Secret::new(line))),
-        Err(error) => Err(unanswered("standard input cannot be read").because(&error)),
-    }
 }
 
 /// Tells whether standard input is a pipe, a socket or a file, which may hold a `y`.

@@ -107,6 +107,12 @@ async fn by_hand(
     mut destination: Destination,
     given: Options,
 ) -> Result<u32, LaunchError> {
+    // Not for tickets: those are for launches, which have their places already.
+    let _place = requester.session.pending.try_acquire().map_err(|_| {
+        let pending = manager.limits.pending;
+        let message = format!("this client has {pending} launches and connects under way already");
+        LaunchError::new(ErrorKind::Other, message)
+    })?;
     let options = schema().check(&given, "connect", SCHEME)?;
     let Some(port) = destination.port.filter(|port| *port != 0) else {
         let message = format!("`{destination}` has no port to connect to");

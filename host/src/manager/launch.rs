@@ -9,9 +9,10 @@ use std::sync::Arc;
 
 use distant_plugin_api::destination::Destination;
 use distant_plugin_api::message::{
-    Answer, Ask, HostMessage, LogLevel, Offer, PluginMessage, Progress, Stage, Verdict,
+    Answer, Ask, HostMessage, LogLevel, Notice, Offer, PluginMessage, Progress, Stage, Verdict,
     VerdictKind, Via,
 };
+use distant_plugin_api::options::Options;
 use distant_plugin_api::secret::Secret;
 use distant_plugin_api::{ErrorKind, LaunchError};
 use futures::future::BoxFuture;
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::clock::Clock;
 use super::connections::{Connection, Resident, Server};
+use super::kill;
 use super::offers::{Offers, Tried};
 use super::plan::Plan;
 use super::requester::Requester;
@@ -58,21 +60,24 @@ async fn launch(
     let plan = unless_unwanted(manager, requester, plan).await??;
     let slot = Arc::clone(&manager.slots).acquire_owned();
     let slot = unless_unwanted(manager, requester, slot).await?.ok();
-    tracing::info!(destination = %plan.request.destination, plugin = plan.entry.name, "launching");
-    let environment = &plan.request.environment;
-    let worker = Process::start(&plan.entry, environment, log_level(plan.verbose));
+    let Plan { entry, request, timeout, verbose, shown } = plan;
+    tracing::info!(destination = %request.destination, plugin = entry.name, "launching");
+    let worker = Process::start(&entry, &request.environment, log_level(verbose));
     let (process, _hello) = unless_unwanted(manager, requester, worker).await??;
-    process.send(HostMessage::Launch(Box::new(plan.request.clone())));
-    let clock = Clock::start(manager.limits.plugin + plan.timeout);
-    let offers = Offers::new(plan.timeout, manager.limits.slow);
-    let (manager, requester) = (Arc::clone(manager), requester.clone());
+    let mut destination = request.destination.clone();
+    destination.password = None;
+    // Only the plugin keeps what was given: there may be passwords in it.
+    process.send(HostMessage::Launch(Box::new(request)));
     let launch = Launch {
-        manager,
-        requester,
-        plan,
+        manager: Arc::clone(manager),
+        requester: requester.clone(),
+        plugin: entry.name,
+        destination,
+        shown,
+        verbose,
         process,
-        clock,
-        offers,
+        clock: Clock::start(manager.limits.plugin + timeout),
+        offers: Offers::new(timeout, manager.limits.slow),
         questions: FuturesUnordered::new(),
         uploaded: 0,
         proven: None,
@@ -114,7 +119,14 @@ fn log_level(verbose: bool) -> LogLevel {
 struct Launch {
     manager: Arc<Manager>,
     requester: Requester,
-    plan: Plan,
+    /// The plugin's name.
+    plugin: String,
+    /// Where, without a password.
+    destination: Destination,
+    /// What it was given, without secrets.
+    shown: Options,
+    /// Whether the plugin's log is for the client too.
+    verbose: bool,
     process: Process,
     clock: Clock,
     offers: Offers,
@@ -140,6 +152,7 @@ impl Launch {
                 let winner = proven.offer.id;
                 let (connection, resident) = self.commit(proven, redemption);
                 drop(permits);
+                self.end_with_manager(&connection);
                 self.reside(&connection, &resident, winner).await;
                 Ok(())
             }
@@ -169,8 +182,11 @@ impl Launch {
                 biased;
                 redemption = redemption(&mut self.proven) => {
                     let message = "nobody took the connection of the launch";
-                    return redemption
-                        .ok_or_else(|| LaunchError::new(ErrorKind::TimedOut, message));
+                    let redeemed = redemption
+                        .ok_or_else(|| LaunchError::new(ErrorKind::TimedOut, message))?;
+                    // Whoever showed the ticket has gone meanwhile: nobody knows the connection.
+                    let is_wanted = !redeemed.1.redeemed.is_closed();
+                    return is_wanted.then_some(redeemed).ok_or_else(LaunchError::cancelled);
                 }
                 () = gone.cancelled() => return Err(LaunchError::cancelled()),
                 () = ending.cancelled() => {
@@ -202,7 +218,8 @@ impl Launch {
             PluginMessage::Ask(ask) => self.ask(ask),
             PluginMessage::Offer(offer) => return self.offer(offer),
             PluginMessage::Done => return Err(self.broke("ended without a server")),
-            PluginMessage::Error(error) => return Err(error),
+            // An executable's own words, which may be a megabyte.
+            PluginMessage::Error(error) => return Err(error.clipped()),
             other => self.hear(other),
         }
         Ok(())
@@ -222,7 +239,7 @@ impl Launch {
                 self.requester.progress(progress);
             }
             PluginMessage::Log(log) => {
-                let (plugin, target) = (&self.plan.entry.name, &log.target);
+                let (plugin, target) = (&self.plugin, &log.target);
                 match log.level {
                     LogLevel::Off => {}
                     LogLevel::Error => tracing::error!(plugin, target, "{}", log.text),
@@ -231,11 +248,11 @@ impl Launch {
                     LogLevel::Debug => tracing::debug!(plugin, target, "{}", log.text),
                     LogLevel::Trace => tracing::trace!(plugin, target, "{}", log.text),
                 }
-                if self.plan.verbose {
+                if self.verbose {
                     self.requester.log(log);
                 }
             }
-            _ => tracing::debug!(plugin = self.plan.entry.name, "a message that does not fit"),
+            _ => tracing::debug!(plugin = self.plugin, "a message that does not fit"),
         }
     }
 
@@ -257,7 +274,7 @@ impl Launch {
         if self.offers.len() == 0 {
             self.requester.progress(Progress { stage: Stage::Offer, done: 0, total: 0 });
         }
-        let worked = self.manager.ways.get(&self.plan.request.destination);
+        let worked = self.manager.ways.get(&self.destination);
         let is_hopeless = offer.via == Via::Direct && worked == Some(Via::Tunnel);
         self.offers.add(offer, is_hopeless);
         Ok(())
@@ -271,13 +288,25 @@ impl Launch {
     /// Remembers the way, and tells the client where to connect.
     async fn proven(&mut self, id: u64, client: Client) -> Result<Proven, LaunchError> {
         let offer = self.offers.get(id).cloned().ok_or_else(|| self.broke("lost its offer"))?;
-        self.manager.ways.remember(&self.plan.request.destination, offer.via);
+        let to = &self.destination;
+        self.manager.ways.remember(to, offer.via);
+        if offer.via == Via::Tunnel {
+            // Only here is it known which way won, and the client still there to hear it.
+            let through = to.scheme.as_deref().unwrap_or("a tunnel");
+            let text = format!("connected through {through} to the server on `{}`", to.host);
+            self.requester.notice(Notice { level: LogLevel::Info, text });
+        }
         let (ticket, text) = self.manager.tickets.issue(self.requester.session.uid);
         let destination = address(&offer, &client, text).expose();
         let launched = ManagerResponse::Launched { destination };
+        let until = Instant::now() + self.manager.limits.ticket;
         let reply = self.requester.reply(&launched);
-        reply.await.map_err(|_| LaunchError::cancelled())?;
-        Ok(Proven { offer, client, ticket, until: Instant::now() + self.manager.limits.ticket })
+        let reply = unless_unwanted(&self.manager, &self.requester, reply);
+        let reply = tokio::time::timeout_at(until, reply).await.map_err(|_| {
+            LaunchError::new(ErrorKind::TimedOut, "the client does not take what it is told")
+        })?;
+        reply?.map_err(|_| LaunchError::cancelled())?;
+        Ok(Proven { offer, client, ticket, until })
     }
 
     /// Makes the connection everybody's and the launch a success.
@@ -286,12 +315,12 @@ impl Launch {
         let resident = Resident { end: CancellationToken::new(), gone: CancellationToken::new() };
         let server =
             Server::Launched { resident: resident.clone(), pid: offer.pid, proof: offer.proof };
-        let options = self.plan.shown.clone();
+        let options = std::mem::take(&mut self.shown);
         let connection =
             self.manager.connections.add(client, redemption.destination, options, server);
         tracing::info!(
             connection = connection.id,
-            destination = %self.plan.request.destination,
+            destination = %self.destination,
             via = ?offer.via,
             "launched"
         );
@@ -302,6 +331,20 @@ impl Launch {
         // The client may have gone since; the connection is there for the next one.
         let _ = redemption.redeemed.send(Ok(connection.id));
         (connection, resident)
+    }
+
+    /// Ends a connection that was made while the manager was about to end: it may have looked
+    /// through its connections before this one was among them.
+    fn end_with_manager(&self, connection: &Connection) {
+        let manager = &self.manager;
+        if !manager.ending.is_cancelled() {
+            return;
+        }
+        if let Some(connection) = manager.connections.remove(connection.id) {
+            let limit = manager.limits.kill;
+            // It says in the log how that went.
+            manager.launches.spawn(async move { kill::end(&connection, limit).await.is_ok() });
+        }
     }
 
     /// Stays with a worker that holds something, and with one that does not until it is gone.
@@ -358,13 +401,13 @@ impl Launch {
     }
 
     fn timed_out(&self) -> LaunchError {
-        let (name, limit) = (&self.plan.entry.name, self.clock.limit());
+        let (name, limit) = (&self.plugin, self.clock.limit());
         let message = format!("plugin `{name}` came to no end within {} s", limit.as_secs());
         LaunchError::new(ErrorKind::TimedOut, message)
     }
 
     fn broke(&self, what: &str) -> LaunchError {
-        let message = format!("plugin `{}` {what}", self.plan.entry.name);
+        let message = format!("plugin `{}` {what}", self.plugin);
         LaunchError::new(ErrorKind::Plugin, message)
     }
 }

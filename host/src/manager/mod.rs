@@ -81,7 +81,7 @@ impl Settings {
 pub struct Limits {
     /// Launches that run at the same time, from the worker's start to the verdict; the rest wait.
     pub launches: usize,
-    /// Launches of one client that run or wait; more are refused.
+    /// Launches and connects of one client that run or wait; more are refused.
     pub pending: usize,
     /// For all that a plugin does itself, from the request to its first offer. `timeout` comes on
     /// top; while a question is open this clock stands still.

@@ -117,7 +117,10 @@ fn without_secrets(given: &Options, entry: &Entry, scheme: &str) -> Options {
     let schema = options::schema(entry);
     let prefix = format!("{scheme}.");
     let is_secret = |key: &str| {
-        let bare = key.strip_prefix(&prefix).unwrap_or(key);
+        // As `Schema::check` takes it: in capitals too.
+        let is_prefixed =
+            key.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(&prefix));
+        let bare = if is_prefixed { &key[prefix.len()..] } else { key };
         let mut named = schema.0.iter().filter(|option| {
             let names = std::iter::once(&option.name).chain(&option.aliases);
             names.into_iter().any(|name| name == key || name == bare)

@@ -30,7 +30,7 @@ pub(super) struct Session {
     pub(super) uid: u32,
     /// Fires when the client has gone.
     pub(super) gone: CancellationToken,
-    /// Launches that may still be asked for.
+    /// Launches and connects that may still be asked for.
     pub(super) pending: Arc<Semaphore>,
     /// Channels that may still be opened.
     pub(super) channels: Arc<Semaphore>,

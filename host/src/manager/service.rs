@@ -46,7 +46,7 @@ pub(super) struct Manager {
     stopped: CancellationToken,
     /// Clients that wait to hear that the manager has ended.
     waiting: TaskTracker,
-    launches: TaskTracker,
+    pub(super) launches: TaskTracker,
 }
 
 impl Manager {
@@ -90,11 +90,13 @@ impl Manager {
         }
     }
 
-    /// Tells those who wanted it that the manager has ended.
+    /// Tells those who wanted it that the manager has ended, as far as they listen.
     pub(super) async fn say_stopped(&self) {
         self.stopped.cancel();
         self.waiting.close();
-        self.waiting.wait().await;
+        if tokio::time::timeout(self.limits.kill, self.waiting.wait()).await.is_err() {
+            tracing::warn!("a client that ended the manager does not take what it is told");
+        }
     }
 
     /// Ends the manager for a client, which hears of it when it is done.

@@ -56,9 +56,9 @@ pub struct Listed {
     /// What became of it.
     #[serde(flatten)]
     pub state: State,
-    /// Its schemes; empty if it is broken.
+    /// Its schemes; empty if it is broken or disabled.
     pub schemes: Vec<ServedScheme>,
-    /// What it says of itself; `None` if it is broken.
+    /// What it says of itself; `None` if it is broken, or disabled and so not asked.
     pub manifest: Option<Manifest>,
 }
 

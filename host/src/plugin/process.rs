@@ -119,9 +119,8 @@ impl Process {
         })?;
         let hello = match first {
             Event::Message(PluginMessage::Hello(hello)) => hello,
-            Event::Message(PluginMessage::Error(error)) | Event::Ended(Err(error)) => {
-                return Err(error)
-            }
+            Event::Message(PluginMessage::Error(error)) => return Err(error.clipped()),
+            Event::Ended(Err(error)) => return Err(error),
             _ => return Err(broken(name, "its first message is no hello")),
         };
         let [lowest, highest] = hello.protocol;

@@ -274,11 +274,14 @@ impl Registry {
         self.ask(found, &places, Some(since)).await;
     }
 
-    /// Asks files what they are, all at once. A remembered failure counts only if it is not older
+    /// Asks files what they are, all at once, but for disabled ones. A remembered failure counts only if it is not older
     /// than `since`.
     async fn ask(&self, found: &mut [Found], places: &[usize], since: Option<Instant>) {
-        let is_known = |place: &usize| matches!(found[*place].outcome, Some(Ok(_)));
-        let asked: Vec<_> = places.iter().copied().filter(|place| !is_known(place)).collect();
+        // Asking is running, so a disabled one is not asked either.
+        let is_asked =
+            |it: &Found| it.candidate.rules.is_enabled() && !matches!(it.outcome, Some(Ok(_)));
+        let asked: Vec<_> =
+            places.iter().copied().filter(|&place| is_asked(&found[place])).collect();
         let answers = asked.iter().map(|&place| self.describe(&found[place].candidate, since));
         let answers = join_all(answers).await;
         for (place, answer) in asked.into_iter().zip(answers) {

@@ -44,7 +44,7 @@ async fn what_is_listed_holds_no_secret() {
     let server = Launched::start().await;
     let _events = manager.plugin("box", &holds(&server.offer(1)));
     let client = manager.client().await;
-    let options = "password=hunter2,box.password=hunter2,verbose=false,distant.args=\"-x\"";
+    let options = "password=hunter2,BOX.password=hunter2,verbose=false,distant.args=\"-x\"";
     let launched = client.launch("box://me:hunter2@there", options).await.launched().await;
     let ManagerResponse::Connected { id } = client.connect(&launched).await else { panic!() };
 
@@ -176,6 +176,21 @@ async fn a_mute_server_is_given_up_when_the_time_is_over() {
     let connected = connect(&client, &destination, "").await;
     let ManagerResponse::Error { description } = connected else { panic!("{connected:?}") };
     assert!(description.contains("did not answer within 50 ms"), "{description}");
+}
+
+#[tokio::test]
+async fn a_client_that_connects_too_often_at_once_is_refused() {
+    let manager = Fixture::with(|limits| limits.pending = 1).await;
+    let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = manager.client().await;
+    let destination = format!("distant://:{}@{}", "00".repeat(32), mute.local_addr().unwrap());
+    let request = |destination: &str| ManagerRequest::Connect {
+        destination: Secret::new(destination),
+        options: Secret::default(),
+    };
+    let _first = client.ask(&request(&destination)).await;
+    let refused = error(&client, request(&destination)).await;
+    assert!(refused.contains("1 launches and connects"), "{refused}");
 }
 
 #[tokio::test]

@@ -120,7 +120,7 @@ async fn a_silent_offer_is_called_slow_and_races_with_the_next_one() {
     let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = mute.local_addr().unwrap().port();
     let body = format!(
-        "{}\nhear; log \"$line\"\n{}\nhear; log \"$line\"; hear; log \"$line\"; hear",
+        "{}\nhear; log \"$line\"\n{}\nwhile hear; do log \"$line\"; done",
         server.offer_with(1, json!({ "port": port })),
         server.offer_with(2, json!({ "via": "tunnel" })),
     );
@@ -134,7 +134,12 @@ async fn a_silent_offer_is_called_slow_and_races_with_the_next_one() {
     assert_eq!(events.next_json().await, verdict(1, "slow"));
     let mut by = verdict(1, "connected");
     by["by"] = json!(2);
-    assert_eq!(events.next_json().await, by);
+    // On a busy machine the second one may be called slow as well.
+    let mut next = events.next_json().await;
+    if next == verdict(2, "slow") {
+        next = events.next_json().await;
+    }
+    assert_eq!(next, by);
     assert_eq!(events.next_json().await, verdict(2, "connected"));
 }
 
@@ -299,9 +304,10 @@ async fn more_launches_than_there_are_places_wait_in_line() {
 
     // Only the first one's verdict makes room.
     assert!(matches!(client.connect(&launched).await, ManagerResponse::Connected { .. }));
-    assert!(events.next().await.contains("connected"));
     second.launched().await;
-    assert_eq!(events.next().await, "started");
+    let both = [events.next().await, events.next().await];
+    assert!(both.contains(&"started".to_owned()), "{both:?}");
+    assert!(both.iter().any(|event| event.contains("connected")), "{both:?}");
 }
 
 #[tokio::test]

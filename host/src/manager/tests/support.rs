@@ -66,11 +66,8 @@ impl Fixture {
                 cache: folder.path().join("plugins.json"),
                 program: Path::new(env!("CARGO_MANIFEST_DIR")).join("src/plugin/support/worker.sh"),
                 folders: vec![Folder { path: plugins, origin: Origin::Program }],
-                limits: plugin::Limits {
-                    grace: Duration::from_millis(200),
-                    terminate: Duration::from_millis(200),
-                    ..plugin::Limits::default()
-                },
+                // Every plugin here ends when it is told to, however long it takes this machine.
+                limits: plugin::Limits { grace: PATIENCE, ..plugin::Limits::default() },
                 ..plugin::Settings::default()
             },
             limits,

@@ -186,7 +186,7 @@ async fn plugins_toml_decides_about_paths_pins_schemes_and_use() {
 
     place.configure(&format!("{text}[plugins.ssh2]\nenabled = false\n"));
     assert_eq!(resolved(&place, "ssh", None).await, "mine");
-    assert_eq!(listed(&place).await, ["mine used ssh=mine", "ssh2 disabled ssh=mine"]);
+    assert_eq!(listed(&place).await, ["mine used ssh=mine", "ssh2 disabled"]);
 
     place.configure(&format!("{text}schemes = [\"other\"]\n"));
     assert!(resolved(&place, "ssh", Some("mine")).await.starts_with("no plugin `mine` serves"));
@@ -203,6 +203,18 @@ async fn plugins_toml_decides_about_paths_pins_schemes_and_use() {
     place.configure("[plugins\n");
     let error = resolved(&place, "ssh", None).await;
     assert!(error.starts_with("`…/config/plugins.toml` is not valid"), "{error}");
+}
+
+#[tokio::test]
+async fn a_disabled_plugin_is_listed_but_never_run() {
+    let place = Place::new();
+    let ran = place.path("ran");
+    place
+        .script("own/distant-plugin-a", &format!(": >'{}'; hello a a; read -r end", ran.display()));
+    place.configure("[plugins.a]\nenabled = false\n");
+    assert!(listed(&place).await[0].starts_with("a disabled"));
+    assert!(resolved(&place, "a", None).await.starts_with("no plugin serves the scheme"));
+    assert!(!ran.exists());
 }
 
 #[tokio::test]

@@ -191,6 +191,8 @@ pub struct Client(Arc<Handle>);
 struct Handle {
     shared: Arc<Shared>,
     peer: Option<SocketAddr>,
+    /// Who listens on the unix socket.
+    uid: Option<u32>,
     first_response: OnceLock<Response>,
 }
 
@@ -247,7 +249,7 @@ impl Client {
         let established = connect::establish(socket, options, &mut (), Some(&frame)).await?;
         let reconnect = options.reconnect.then_some(address);
         let keep = if options.reconnect { BACKUP } else { 0 };
-        let client = Self::new(established.stream.writing.sent - 1, keep, Some(address));
+        let client = Self::new(established.stream.writing.sent - 1, keep, Some(address), None);
         // The first request is written already: over the outbox it gets into the backup.
         let outbox = &client.0.shared.outbox;
         outbox.push(frame).await.map_err(|_| not_answered())?;
@@ -277,9 +279,10 @@ impl Client {
         let connecting = async {
             let reached = UnixStream::connect(path).await;
             let socket = reached.map_err(|error| not_reached(error, options.within))?;
+            let uid = socket.peer_cred().ok().map(|it| it.uid());
             let established =
                 connect::establish(socket, &options, &mut authenticator, None).await?;
-            let client = Self::new(established.stream.writing.sent, 0, None);
+            let client = Self::new(established.stream.writing.sent, 0, None, uid);
             client.start(established, None, &options);
             Ok(client)
         };
@@ -353,19 +356,24 @@ impl Client {
         self.0.peer
     }
 
+    /// The user that listens on the unix socket; none over TCP.
+    pub fn peer_uid(&self) -> Option<u32> {
+        self.0.uid
+    }
+
     /// Closes the connection for every handle, after what is queued was written.
     pub fn close(&self) {
         self.0.shared.stop.cancel();
     }
 
-    fn new(written: u64, keep: usize, peer: Option<SocketAddr>) -> Self {
+    fn new(written: u64, keep: usize, peer: Option<SocketAddr>, uid: Option<u32>) -> Self {
         let shared = Arc::new(Shared {
             outbox: Outbox::new(written, keep),
             subscribers: Mutex::default(),
             status: watch::channel(Status::Connected).0,
             stop: CancellationToken::new(),
         });
-        Self(Arc::new(Handle { shared, peer, first_response: OnceLock::new() }))
+        Self(Arc::new(Handle { shared, peer, uid, first_response: OnceLock::new() }))
     }
 
     fn start<S: Socket>(
