@@ -488,11 +488,16 @@ fn the_readme_works_in_a_clone_with_umask_002_below_a_world_writable_sticky_fold
     // The same, in the profile of this run: everything twice would take the build twice.
     let profile = programs().distant.parent().unwrap().file_name().unwrap().to_str().unwrap();
     let flag = if profile == "debug" { "dev" } else { profile };
-    let command = command
-        .replace("--release", &format!("--profile {flag}"))
-        .replace("target/release", &format!("target/{profile}"));
+    let built = format!("./target/{profile}");
+    let command = command.replace("--release", &format!("--profile {flag}"));
+    let (build, launch) = command.split_once(" && ").unwrap();
+    let launch = launch.replace("./target/release", &built);
+    // Cargo links what it has built already into the clone; a build there would have these modes.
+    let modes = format!(
+        "for file in {built}/distant {built}/lib*.so; do \
+         cp $file $file.new && chmod 775 $file.new && mv -f $file.new $file || exit; done"
+    );
 
-    // The same path each time, or each run would leave another build of the workspace behind.
     let sticky = target().join("tmp/sticky");
     let clone = sticky.join("clone");
     if clone.exists() {
@@ -503,7 +508,8 @@ fn the_readme_works_in_a_clone_with_umask_002_below_a_world_writable_sticky_fold
     let script = format!(
         "umask 002 && mkdir '{clone}' && cd '{repository}' && \
          git ls-files -z | tar --null -T - -cf - | \
-         tar -xf - -C '{clone}' --no-same-permissions --no-same-owner && cd '{clone}' && {command}",
+         tar -xf - -C '{clone}' --no-same-permissions --no-same-owner && \
+         cd '{clone}' && {build} && {modes} && {launch}",
         clone = clone.display(),
         repository = repository().display(),
     );
@@ -513,8 +519,10 @@ fn the_readme_works_in_a_clone_with_umask_002_below_a_world_writable_sticky_fold
     let finished = with_cargo(build).run_within(Duration::from_secs(900));
     let id = finished.id();
     let program = clone.join(format!("target/{profile}/distant"));
-    let mode = fs::metadata(program.parent().unwrap()).unwrap().permissions().mode();
-    assert_eq!(mode & 0o020, 0o020, "umask 002 makes folders that the group may write");
+    for path in [&program, program.parent().unwrap(), &clone] {
+        let mode = fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o022, 0o020, "{} is not as umask 002 makes it", path.display());
+    }
     let spawn = home.program(program, ["spawn", "--", "echo", "hi"]);
     assert_eq!(spawn.run().success().stdout, "hi\n");
     assert_serves(&home, id);

@@ -7,8 +7,10 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use distant_plugin_api::connect_line::ConnectLine;
+
 use crate::support::wire::Wire;
-use crate::support::{Home, Invocation, Manager, Server};
+use crate::support::{programs, Home, Invocation, Manager, Server};
 
 /// A machine in the middle that terminates both handshakes.
 struct Middle {
@@ -19,13 +21,18 @@ struct Middle {
 
 impl Middle {
     fn before(server: SocketAddr) -> Self {
+        Self::before_whom(move || server)
+    }
+
+    /// Stands before a server that is only known once somebody wants to connect to it.
+    fn before_whom(server: impl Fn() -> SocketAddr + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let seen_there = seen.clone();
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
-                let seen = seen_there.clone();
+                let (seen, server) = (seen_there.clone(), server());
                 thread::spawn(move || relay(client, server, &seen));
             }
         });
@@ -104,24 +111,34 @@ fn what_the_middle_sees_where_the_key_has_to_be_sent() {
 }
 
 #[test]
-fn a_launched_server_of_ours_is_never_sent_its_key() {
-    // The plugin itself says that the server takes the proof, and nobody falls back.
+fn a_launch_by_way_of_a_machine_in_the_middle_fails_and_leaves_nothing() {
     let home = Home::new();
     let manager = Manager::start(&home);
-    let key = home.path("key");
-    let spy = home.script(
-        "spy",
-        &format!(
-            "#!/bin/sh\n{} \"$@\" | tee {}\n",
-            crate::support::programs().distant.display(),
-            key.display()
-        ),
+    // Hands on all that the server says, with another port in its connect line.
+    let (said, told) = (home.path("said"), said_to(&home));
+    let middle = Middle::before_whom(move || ConnectLine::parse(&told()).unwrap().address);
+    let script = format!(
+        "#!/bin/sh\n{} \"$@\" | while read -r line; do\n\
+         case $line in distant://*) echo \"$line\" > {said}; line=${{line%:*}}:{port};; esac\n\
+         echo \"$line\"; done\n",
+        programs().distant.display(),
+        said = said.display(),
+        port = middle.address.port(),
     );
-    home.ours(["launch", "manager://localhost", "--distant"]).arg(&spy).run().id();
-    let said = std::fs::read_to_string(&key).unwrap();
-    assert!(said.contains("distant-server proof=1"), "{said}");
-    assert_eq!(home.ours(["spawn", "--", "echo", "hi"]).run().success().stdout, "hi\n");
-    drop(manager);
+    let server = home.script("server", &script);
+    let failed = home.ours(["launch", "manager://localhost", "--distant"]).arg(server).run();
+    let failed = failed.code(1);
+    assert!(failed.stderr.starts_with("error: "), "{}", failed.told());
+    assert!(middle.saw_anything(), "the connection never went by the middle");
+    let line = ConnectLine::parse(&said_to(&home)()).unwrap();
+    assert!(!middle.saw(line.key.expose_hex().expose()), "the key has passed the middle");
+    manager.assert_no_offspring();
+}
+
+/// Reads what the launched server has said about itself.
+fn said_to(home: &Home) -> impl Fn() -> String {
+    let file = home.path("said");
+    move || std::fs::read_to_string(&file).unwrap()
 }
 
 #[test]

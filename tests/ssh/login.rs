@@ -140,6 +140,21 @@ each_backend! {
         report(format!("login {backend}: password: in"));
     }
 
+    fn a_server_that_asks_for_nothing_lets_in(backend: &str) {
+        let home = Home::new();
+        let _manager = Manager::start(&home);
+        let sshd = Sshd::with(&home, "UsePAM no\nPermitEmptyPasswords yes");
+        let account = Account::new("/bin/sh", "none soon");
+        let cleared = Command::new("passwd").args(["-q", "-d", &account.name]).status();
+        assert!(cleared.unwrap().success());
+        sshd.make_known(&home);
+        let launch = sshd.launch_as(&home, &account.name, &format!("backend={backend}"));
+        let (asked, end) = answer(launch, &[]);
+        assert_eq!((asked.len(), &end["type"]), (0, &"launched".into()), "{end}");
+        assert!(sshd.log().contains("Accepted none"), "{}", sshd.log());
+        report(format!("login {backend}: nothing asked for: in"));
+    }
+
     fn the_servers_own_questions_are_answered(backend: &str) {
         let home = Home::new();
         let _manager = Manager::start(&home);
@@ -206,20 +221,20 @@ each_backend! {
 }
 
 /// A real ssh-agent.
-struct Agent {
-    socket: std::path::PathBuf,
+pub(super) struct Agent {
+    pub(super) socket: std::path::PathBuf,
     _process: Running,
 }
 
 impl Agent {
-    fn start(home: &Home) -> Self {
+    pub(super) fn start(home: &Home) -> Self {
         let socket = home.path("agent");
         let process = home.program("ssh-agent", ["-D", "-a"]).arg(&socket).start();
         process.line();
         Self { socket, _process: process }
     }
 
-    fn add(&self, key: &Path) {
+    pub(super) fn add(&self, key: &Path) {
         let mut add = Command::new("ssh-add");
         add.arg("-q").arg(key).env("SSH_AUTH_SOCK", &self.socket);
         assert!(add.status().unwrap().success());

@@ -5,6 +5,7 @@ mod host_key;
 mod hostile;
 mod kill;
 mod login;
+mod options;
 mod remote;
 mod round_trips;
 mod start;

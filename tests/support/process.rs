@@ -57,7 +57,8 @@ impl Finished {
 
     /// Everything about it, for the message of a failed test.
     pub(crate) fn told(&self) -> String {
-        let Self { status, stdout, stderr, what } = self;
+        let Self { status, what, .. } = self;
+        let (stdout, stderr) = (shortened(&self.stdout), shortened(&self.stderr));
         format!("`{what}` ended with {status}\n--- stdout\n{stdout}\n--- stderr\n{stderr}\n---")
     }
 }
@@ -145,6 +146,14 @@ impl Output {
     pub(super) fn so_far(&self) -> String {
         lossy(&self.0 .0.lock().unwrap().text)
     }
+}
+
+/// The end of a text, if it is long.
+fn shortened(text: &str) -> String {
+    let least = text.len().saturating_sub(4000);
+    let start = (least..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(least);
+    let cut = if start > 0 { format!("({start} bytes before this)\n") } else { String::new() };
+    format!("{cut}{}", &text[start..])
 }
 
 fn lossy(text: &[u8]) -> String {
@@ -271,6 +280,7 @@ impl Running {
     /// What it has said so far.
     pub(crate) fn told(&self) -> String {
         let (stdout, stderr) = (self.stdout.so_far(), self.stderr.so_far());
+        let (stdout, stderr) = (shortened(&stdout), shortened(&stderr));
         format!("`{}`\n--- stdout\n{stdout}\n--- stderr\n{stderr}\n---", self.what)
     }
 }

@@ -17,6 +17,9 @@ use super::{programs, Home, Invocation};
 /// The kinds of host keys that an [`Sshd`] has.
 pub(crate) const HOST_KEYS: [&str; 3] = ["ed25519", "ecdsa", "rsa"];
 
+/// The program, by the full path that it wants to be started by.
+const SSHD: &str = "/usr/sbin/sshd";
+
 /// A listening sshd. It stops listening when dropped; its connections end with their clients.
 pub(crate) struct Sshd {
     pub(crate) address: SocketAddr,
@@ -42,6 +45,16 @@ impl Sshd {
 
     /// Starts one with further lines of configuration, which count before the usual ones.
     pub(crate) fn with(home: &Home, lines: &str) -> Self {
+        Self::run(home, lines, &[SSHD])
+    }
+
+    /// Starts one that lives in a network of its own, so that nothing but ssh gets there.
+    pub(crate) fn apart(home: &Home) -> Self {
+        let script = format!("ip link set lo up && exec {SSHD} \"$@\"");
+        Self::run(home, "", &["unshare", "--net", "sh", "-c", &script, SSHD])
+    }
+
+    fn run(home: &Home, lines: &str, program: &[&str]) -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let folder = home.path(format!("sshd{}", COUNT.fetch_add(1, Ordering::Relaxed)));
         fs::create_dir_all("/run/sshd").unwrap();
@@ -75,13 +88,14 @@ impl Sshd {
         };
         let (connections, stop) = (this.connections.clone(), this.stop.clone());
         let log = this.folder.join("log");
+        let program: Vec<_> = program.iter().map(|word| (*word).to_owned()).collect();
         thread::spawn(move || {
             for connection in listener.incoming().map_while(Result::ok) {
                 if stop.load(Ordering::Acquire) {
                     return;
                 }
                 connections.fetch_add(1, Ordering::Release);
-                serve(connection, &path, &log);
+                serve(&program, connection, &path, &log);
             }
         });
         this
@@ -152,11 +166,16 @@ impl Sshd {
     }
 }
 
-fn serve(connection: TcpStream, config: &Path, log: &Path) {
+fn serve(program: &[String], connection: TcpStream, config: &Path, log: &Path) {
     let log = fs::File::options().create(true).append(true).open(log).unwrap();
     let socket = OwnedFd::from(connection);
-    let mut sshd = Command::new("/usr/sbin/sshd");
-    sshd.arg("-ief").arg(config).stdin(socket.try_clone().unwrap()).stdout(socket).stderr(log);
+    let mut sshd = Command::new(&program[0]);
+    sshd.args(&program[1..])
+        .arg("-ief")
+        .arg(config)
+        .stdin(socket.try_clone().unwrap())
+        .stdout(socket)
+        .stderr(log);
     let mut child = sshd.spawn().expect("the tests need openssh-server: see `make test`");
     thread::spawn(move || child.wait());
 }
