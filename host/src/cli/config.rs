@@ -426,7 +426,7 @@ mod tests {
         check_error(
             "[client.launch]\noptions = 'a=1,secret'",
             "the configuration file `1.toml` is wrong in line 2: \
-             `=` is missing after the key `secret`",
+             what follows the value of `a` is no option; a value with a comma has to be quoted",
         );
         check_error(
             "[client.launch]\nbind_server = 'a b'",

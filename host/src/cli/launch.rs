@@ -313,7 +313,8 @@ mod tests {
         check(
             &["--options", "password=hunter2,x"],
             "",
-            "`--options` is no list of options: `=` is missing after the key `x`",
+            "`--options` is no list of options: what follows the value of `password` is no option; \
+             a value with a comma has to be quoted",
         );
     }
 
