@@ -1,7 +1,7 @@
 //! The command line: what is asked for becomes one call of a command, its outcome an exit code.
 //!
-//! A command gets a [`Context`], writes through its terminal, and returns an exit code or a
-//! [`Failure`]. Nothing here knows how anything is done.
+//! A command gets a `Context`, writes through its terminal, and returns an exit code or a
+//! `Failure`. Nothing here knows how anything is done.
 
 mod api;
 pub(crate) mod arguments;
