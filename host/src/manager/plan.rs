@@ -217,12 +217,12 @@ mod tests {
 
     #[test]
     fn paths_are_the_clients() {
-        let client = client("/work", "/home/me");
+        let client = client("/home/me/project", "/home/me");
         let check = |name: &str, expected: &str| {
             assert_eq!(tried(name, Some(&client)), Path::new(expected));
         };
         check("~/bin/distant", "/home/me/bin/distant");
-        check("./distant", "/work/./distant");
+        check("./distant", "/home/me/project/./distant");
         check("/usr/bin/distant", "/usr/bin/distant");
         check("distant-next", "distant-next");
     }
