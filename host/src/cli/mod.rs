@@ -41,7 +41,6 @@ use terminal::Terminal;
 
 #[cfg(test)]
 use crate::paths;
-use crate::plugin::worker;
 
 /// The exit code of a command line that makes no sense.
 const USAGE: u8 = 2;
@@ -206,7 +205,11 @@ pub fn main() -> ExitCode {
         }
     };
     if let Command::PluginWorker(it) = arguments.command {
-        return worker::run(worker::Arguments { fd: it.fd, exec: it.exec, path: it.path });
+        return distant_plugin_worker::run(distant_plugin_worker::Arguments {
+            fd: it.fd,
+            exec: it.exec,
+            path: it.path,
+        });
     }
     let terminal = Terminal::new(arguments.command.format());
     let config = match Config::load(arguments.common.config.as_deref()) {

@@ -21,7 +21,6 @@ mod supervisor;
 #[cfg(test)]
 mod support;
 mod trust;
-pub mod worker;
 
 pub use discovery::{Folder, Kind, Origin};
 pub use listing::{Listed, ServedScheme, State};

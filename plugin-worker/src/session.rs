@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 const OPEN_MAX: usize = 64;
 
 /// One launch, as the worker sees it.
-pub(super) struct Session {
+pub(crate) struct Session {
     output: Mutex<Output>,
     state: Mutex<State>,
     changed: Condvar,
@@ -54,7 +54,7 @@ struct Offered {
 
 /// Why a message was not sent, or its answer never came.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(crate) enum Refusal {
     /// Nobody wants the launch any more.
     Cancelled,
     /// The message breaks the protocol.
@@ -68,7 +68,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Session {
     /// Begins a session; `protect` moves a descriptor out of the plugin's reach.
-    pub(super) fn new(
+    pub(crate) fn new(
         to_host: File,
         protect: impl Fn(OwnedFd) -> Result<OwnedFd, Errno>,
     ) -> io::Result<Self> {
@@ -104,13 +104,13 @@ impl Session {
     }
 
     /// Sends the first message.
-    pub(super) fn introduce(&self, hello: PluginHello) {
+    pub(crate) fn introduce(&self, hello: PluginHello) {
         // Nobody there is found out by the thread that reads.
         let _ = self.write(&PluginMessage::Hello(hello), false);
     }
 
     /// Sends a message of the plugin's and, for an ask or an offer, waits for the answer.
-    pub(super) fn send(&self, message: PluginMessage) -> Result<Option<HostMessage>, Refusal> {
+    pub(crate) fn send(&self, message: PluginMessage) -> Result<Option<HostMessage>, Refusal> {
         let ends = matches!(message, PluginMessage::Done | PluginMessage::Error(_));
         match message {
             PluginMessage::Ask(ask) => self.ask(ask).map(HostMessage::Answer).map(Some),
@@ -182,7 +182,7 @@ impl Session {
     }
 
     /// Takes an answer in; one that nobody waits for is dropped.
-    pub(super) fn answered(&self, answer: Answer) {
+    pub(crate) fn answered(&self, answer: Answer) {
         if let Some(waiting) = lock(&self.state).asks.get_mut(&answer.id) {
             *waiting = Some(answer);
         }
@@ -190,7 +190,7 @@ impl Session {
     }
 
     /// Takes a verdict in; one for an offer that was never made is dropped.
-    pub(super) fn decided(&self, verdict: Verdict) {
+    pub(crate) fn decided(&self, verdict: Verdict) {
         if let Some(offered) = lock(&self.state).offers.get_mut(&verdict.id) {
             offered.verdicts.push_back(verdict.result);
         }
@@ -198,7 +198,7 @@ impl Session {
     }
 
     /// Tells the plugin in every way there is that nobody wants the launch any more.
-    pub(super) fn cancel(&self) {
+    pub(crate) fn cancel(&self) {
         let first = !std::mem::replace(&mut lock(&self.state).cancelled, true);
         self.changed.notify_all();
         if first {
@@ -208,7 +208,7 @@ impl Session {
     }
 
     /// Ends the launch with what `launch` returned, unless it has sent its result itself.
-    pub(super) fn finish(&self, status: Status) {
+    pub(crate) fn finish(&self, status: Status) {
         let failed = |what: &str| LaunchError::new(ErrorKind::Plugin, what);
         let result = match status {
             Status::OK => PluginMessage::Done,
@@ -223,39 +223,39 @@ impl Session {
     }
 
     /// Ends the launch because the plugin, the host or the worker is broken.
-    pub(super) fn fail(&self, error: LaunchError) {
+    pub(crate) fn fail(&self, error: LaunchError) {
         let _ = self.write(&PluginMessage::Error(error.clipped()), true);
         self.cancel();
     }
 
     /// The host has closed its end.
-    pub(super) fn host_is_gone(&self) {
+    pub(crate) fn host_is_gone(&self) {
         lock(&self.state).host_gone = true;
         self.cancel();
     }
 
     /// The host has asked for the launch.
-    pub(super) fn launched(&self) {
+    pub(crate) fn launched(&self) {
         lock(&self.state).launched = true;
     }
 
     /// Whether the launch may hold something that has to be cleaned up.
-    pub(super) fn is_launched(&self) -> bool {
+    pub(crate) fn is_launched(&self) -> bool {
         lock(&self.state).launched
     }
 
     /// Whether nobody wants the launch any more.
-    pub(super) fn is_cancelled(&self) -> bool {
+    pub(crate) fn is_cancelled(&self) -> bool {
         lock(&self.state).cancelled
     }
 
     /// Whether the host has closed its end.
-    pub(super) fn is_host_gone(&self) -> bool {
+    pub(crate) fn is_host_gone(&self) -> bool {
         lock(&self.state).host_gone
     }
 
     /// Becomes readable, and stays so, when nobody wants the launch any more.
-    pub(super) fn cancel_fd(&self) -> RawFd {
+    pub(crate) fn cancel_fd(&self) -> RawFd {
         self.cancelled.as_raw_fd()
     }
 }

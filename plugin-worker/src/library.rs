@@ -19,11 +19,11 @@ use distant_plugin_api::{ErrorKind, LaunchError, Manifest};
 use libloading::os::unix::{Library as Loaded, RTLD_LOCAL, RTLD_NOW};
 use zeroize::{Zeroize, Zeroizing};
 
-use super::session::{Refusal, Session};
-use super::{wrong_with, Arguments};
+use crate::session::{Refusal, Session};
+use crate::{wrong_with, Arguments};
 
 /// A loaded and checked plugin.
-pub(super) struct Library {
+pub(crate) struct Library {
     table: PluginTable,
     manifest: Manifest,
 }
@@ -34,9 +34,9 @@ impl Library {
     /// # Errors
     ///
     /// `plugin`: what is wrong with the file, in one line, and why.
-    pub(super) fn load(arguments: &Arguments) -> Result<Self, LaunchError> {
+    pub(crate) fn load(arguments: &Arguments) -> Result<Self, LaunchError> {
         let shown = arguments.path.as_path();
-        let opened = arguments.fd.map(super::descriptor_path);
+        let opened = arguments.fd.map(crate::descriptor_path);
         let file = opened.as_deref().unwrap_or(shown);
         // SAFETY: the library's initialisers run here. They are foreign code, which is why this
         // process has nothing to lose.
@@ -93,12 +93,12 @@ impl Library {
     }
 
     /// What the plugin says of itself.
-    pub(super) fn manifest(&self) -> &Manifest {
+    pub(crate) fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
     /// Runs the launch of this process.
-    pub(super) fn launch(
+    pub(crate) fn launch(
         &self,
         session: &'static Session,
         log_level: LogLevel,
