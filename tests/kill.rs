@@ -3,13 +3,19 @@
 //! The moments are spread over the time that a launch takes and a little more, so they fall before,
 //! between and after everything that it does.
 
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{calm, eventually, often, peer, Home, Invocation, Look, Manager, Seen};
+use crate::support::{
+    calm, eventually, often, peer, programs, within, Home, Invocation, Look, Manager, Seen, Signal,
+};
 
 /// Moments at which each is killed.
 const MOMENTS: usize = 160;
+
+/// How long something may take to end after what it belonged to.
+const TIME_TO_END: Duration = Duration::from_secs(15);
 
 fn launch(home: &Home, server: Option<&str>) -> Invocation {
     let launch = home.ours(["launch", "manager://localhost"]);
@@ -166,7 +172,7 @@ fn a_command_line_that_is_killed_leaves_nothing_and_the_next_launch_works() {
             let begun = Instant::now();
             let running = launch(&home, server).start();
             until(begun, moment);
-            running.signal(crate::support::Signal::KILL);
+            running.signal(Signal::KILL);
             let finished = running.finish();
             if finished.stdout.is_empty() {
                 unfinished += 1;
@@ -189,7 +195,7 @@ fn a_command_line_that_is_killed_while_the_server_starts_leaves_nothing_at_once(
     eventually("the server", || {
         manager.offspring().iter().any(|seen| seen.command == "sleep 1000").then_some(())
     });
-    running.signal(crate::support::Signal::KILL);
+    running.signal(Signal::KILL);
     let killed = Instant::now();
     manager.assert_no_offspring();
     assert!(killed.elapsed() < Duration::from_secs(2), "{:?}", killed.elapsed());
@@ -209,4 +215,91 @@ fn a_manager_that_is_killed_with_a_launch_pending_leaves_no_server_that_never_sp
     let finished = running.finish().code(1);
     assert!(finished.stderr.starts_with("error: "), "{}", finished.told());
     assert!(Look::marked(home.mark()).is_empty());
+}
+
+/// A server that its worker does not know: the worker's child is what started it.
+fn grandchild(home: &Home, how: &str) -> String {
+    home.script("wrapped", &format!("#!/bin/sh\n{how}\n")).display().to_string()
+}
+
+/// The one server of that manager, once a launch is through.
+#[track_caller]
+fn launched(home: &Home, manager: &Manager, server: Option<&str>, named: &Path) -> (u32, Seen) {
+    let id = launch(home, server).run().id();
+    let named = format!("{} server listen", named.display());
+    let mut servers = manager.servers();
+    servers.retain(|seen| seen.command.starts_with(&named));
+    assert_eq!(servers.len(), 1, "{:#?}", manager.offspring());
+    (id, servers.remove(0))
+}
+
+/// Waits for the end of what a launch started while its manager stays.
+#[track_caller]
+fn assert_ends(server: &Seen) {
+    let gone = within(TIME_TO_END, || (!server.lives()).then_some(()));
+    assert!(gone.is_some(), "still there after {TIME_TO_END:?}: {server:#?}");
+}
+
+/// Nothing but the end of its standard input reaches this server: it has a session of its own, and
+/// the worker's child is not it but what waits for it.
+#[test]
+fn our_server_ends_with_its_lifeline_where_no_signal_reaches_it() {
+    let home = Home::new();
+    let ours = &programs().distant;
+    let wrapped =
+        grandchild(&home, &format!("exec setsid --fork --wait {} \"$@\"", ours.display()));
+    let manager = Manager::start(&home);
+    let (_, server) = launched(&home, &manager, Some(&wrapped), ours);
+    assert!(kill(&home, is_worker));
+    assert_ends(&server);
+    manager.assert_no_offspring();
+
+    let (_, server) = launched(&home, &manager, Some(&wrapped), ours);
+    manager.kill();
+    assert_ends(&server);
+    launch(&home, None).run().id();
+    home.ours(["manager", "stop"]).run().success();
+}
+
+/// A 0.20.0 server knows no lifeline, and a manager that is stopped kills no group: what is left
+/// is the signal that the kernel sends at the death of the worker.
+#[test]
+fn a_0_20_server_dies_with_its_worker_while_the_manager_is_stopped() {
+    let home = Home::new();
+    let manager = Manager::start(&home);
+    let peer_path = peer().display().to_string();
+    let (_, server) = launched(&home, &manager, Some(&peer_path), peer());
+    manager.signal(Signal::STOP);
+    assert!(kill(&home, is_worker));
+    assert_ends(&server);
+    manager.signal(Signal::CONT);
+    manager.assert_no_offspring();
+    launch(&home, None).run().id();
+}
+
+/// A 0.20.0 server whose parent is not the worker but a shell gets no signal of the kernel; it is
+/// in the worker's group, though, and whoever outlives the other kills that: the manager when the
+/// worker has died or a connection is ended, the worker when the manager has died.
+#[test]
+fn a_0_20_server_of_a_shell_ends_with_the_group_of_its_worker() {
+    let home = Home::new();
+    let wrapped = grandchild(&home, &format!("{} \"$@\" & wait", peer().display()));
+    let manager = Manager::start(&home);
+    let launched = |manager: &Manager| launched(&home, manager, Some(&wrapped), peer());
+
+    let (_, server) = launched(&manager);
+    assert!(kill(&home, is_worker));
+    assert_ends(&server);
+    manager.assert_no_offspring();
+
+    let (id, server) = launched(&manager);
+    home.ours(["manager", "kill", &id.to_string()]).run().success();
+    assert_ends(&server);
+    manager.assert_no_offspring();
+
+    let (_, server) = launched(&manager);
+    manager.kill();
+    assert_ends(&server);
+    launch(&home, None).run().id();
+    home.ours(["manager", "stop"]).run().success();
 }
