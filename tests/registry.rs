@@ -164,3 +164,28 @@ fn a_program_without_any_plugin_says_where_it_looked_and_what_to_build() {
     }
     home.program(&alone, ["manager", "stop"]).run().success();
 }
+
+#[test]
+fn the_plugin_commands_are_configured_as_the_manager_is() {
+    let (home, _folder) = home();
+    home.script("data/distant/plugins/distant-plugin-mute", "#!/bin/sh\nexec sleep 1000\n");
+    home.write("config/distant/config.toml", "[manager.worker]\nhello = 0.25\n");
+    let reason = named(&list(&home), "mute")["reason"].clone();
+    assert_eq!(reason, "it said nothing within 250ms of its start");
+
+    let named_here = script(&home, "other", "other");
+    let elsewhere = home.path("elsewhere/distant-plugin-other");
+    fs::create_dir(elsewhere.parent().unwrap()).unwrap();
+    set_mode(elsewhere.parent().unwrap(), 0o755);
+    fs::rename(named_here, &elsewhere).unwrap();
+    // Relative, and on either side of the command: it is the folder that the person is in.
+    for line in [
+        ["plugin", "--plugin", "mine=elsewhere/distant-plugin-other", "info", "mine", "--json"],
+        ["plugin", "info", "mine", "--json", "--plugin", "mine=elsewhere/distant-plugin-other"],
+    ] {
+        let shown = home.ours(line).run().success();
+        let shown: Value = serde_json::from_str(&shown.stdout).unwrap();
+        assert_eq!(shown["state"], "used", "{shown}");
+        assert_eq!(Path::new(shown["path"].as_str().unwrap()), elsewhere.canonicalize().unwrap());
+    }
+}

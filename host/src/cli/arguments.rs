@@ -384,11 +384,24 @@ pub(crate) struct Listen {
     pub(crate) user: bool,
     #[arg(long, hide = true)]
     pub(crate) detached: bool,
-    /// Use the plugin in this file, under this name, before every other one. May be repeated
-    #[arg(long = "plugin", value_name = "NAME=PATH", value_parser = parse_plugin, display_order = 7)]
-    pub(crate) plugins: Vec<(String, PathBuf)>,
+    #[command(flatten)]
+    pub(crate) plugins: NamedPlugins,
     #[command(flatten)]
     pub(crate) network: Network,
+}
+
+/// Plugins that a command line names.
+#[derive(Debug, Args)]
+pub(crate) struct NamedPlugins {
+    /// Use the plugin in this file, under this name, before every other one. May be repeated
+    #[arg(
+        long = "plugin",
+        value_name = "NAME=PATH",
+        value_parser = parse_plugin,
+        display_order = 7,
+        global = true
+    )]
+    pub(crate) named: Vec<(String, PathBuf)>,
 }
 
 /// Who may use the manager's socket.

@@ -10,7 +10,7 @@ use distant_plugin_api::secret::Secret;
 use distant_plugin_api::LaunchError;
 
 use super::arguments::{word, Access, Listen, Network};
-use super::{terminal, Context, Failure};
+use super::{absolute, terminal, Context, Failure};
 use crate::daemon::{self, Readiness};
 use crate::manager::{self, ManagerError, Settings};
 use crate::paths;
@@ -88,7 +88,7 @@ fn arguments_again(arguments: &Listen, context: &Context) -> Vec<OsString> {
     flag("--unix-socket", network.unix_socket.clone().map(Into::into));
     flag("--windows-pipe", network.windows_pipe.clone().map(Into::into));
     flag("--access", arguments.access.map(|access| word(access).into()));
-    for (name, path) in &arguments.plugins {
+    for (name, path) in &arguments.plugins.named {
         let mut value = OsString::from(name);
         value.push("=");
         value.push(path);
@@ -111,10 +111,6 @@ fn settings(
         (None, false, Some(configured)) => paths::expand(configured),
         (None, false, None) => paths::global_socket(),
     };
-    let absolute = |path: PathBuf| {
-        std::path::absolute(path)
-            .map_err(|error| terminal::from_error("the current folder is not known", &error))
-    };
     let access = arguments.access.or(context.config.manager.access).unwrap_or_default();
     let mut settings = Settings::new(absolute(socket)?);
     settings.access = match access {
@@ -123,10 +119,7 @@ fn settings(
         Access::Anyone => manager::Access::Anyone,
     };
     settings.limits = context.config.manager.limits.clone();
-    settings.plugins.limits = context.config.manager.worker.clone();
-    for (name, path) in &arguments.plugins {
-        settings.plugins.named.push((name.clone(), absolute(paths::expand(path))?));
-    }
+    settings.plugins = context.plugins(&arguments.plugins)?;
     Ok(settings)
 }
 
@@ -192,7 +185,7 @@ mod tests {
         let Command::Manager(Manager::Listen(again)) = parsed.command else { panic!() };
         assert!(again.detached && !again.daemon && again.user);
         assert_eq!(again.access, arguments.access);
-        assert_eq!(again.plugins, arguments.plugins);
+        assert_eq!(again.plugins.named, arguments.plugins.named);
         assert_eq!(again.network.unix_socket, arguments.network.unix_socket);
         assert_eq!(parsed.common.log_file, Some("/l".into()));
         assert_eq!(parsed.common.config, Some("/c".into()));

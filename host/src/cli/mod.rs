@@ -35,12 +35,11 @@ use distant_plugin_api::message::ErrorKind;
 use distant_plugin_api::LaunchError;
 use tokio::signal::unix::{signal, SignalKind};
 
-use arguments::{Arguments, Command, Common, Format, Manager, Network};
+use arguments::{Arguments, Command, Common, Format, Manager, NamedPlugins, Network};
 use config::Config;
 use terminal::Terminal;
 
-#[cfg(test)]
-use crate::paths;
+use crate::{paths, plugin as plugins};
 
 /// The exit code of a command line that makes no sense.
 const USAGE: u8 = 2;
@@ -133,6 +132,21 @@ impl Context {
         merge_network(given, &config.unix_socket, &config.windows_pipe)
     }
 
+    /// Where plugins are and how they are run: the same for a manager and for whoever asks what it
+    /// would do.
+    ///
+    /// # Errors
+    ///
+    /// A path is relative, and the current folder is not known.
+    pub(crate) fn plugins(&self, given: &NamedPlugins) -> Result<plugins::Settings, LaunchError> {
+        let limits = self.config.manager.worker.clone();
+        let mut settings = plugins::Settings { limits, ..plugins::Settings::default() };
+        for (name, path) in &given.named {
+            settings.named.push((name.clone(), absolute(paths::expand(path))?));
+        }
+        Ok(settings)
+    }
+
     /// Runs a client's work to its end, or until a signal ends it by dropping it.
     ///
     /// # Errors
@@ -166,6 +180,16 @@ impl Context {
         runtime.shutdown_background();
         result
     }
+}
+
+/// Makes a path that means the same in every folder.
+///
+/// # Errors
+///
+/// The current folder is not known.
+fn absolute(path: PathBuf) -> Result<PathBuf, LaunchError> {
+    std::path::absolute(path)
+        .map_err(|error| terminal::from_error("the current folder is not known", &error))
 }
 
 fn merge_network(given: &Network, socket: &Option<PathBuf>, pipe: &Option<String>) -> Network {

@@ -1,6 +1,7 @@
 //! `distant plugin …`: which plugins there are, what they can, and which one serves a scheme.
 //!
-//! It looks at the files itself and needs no manager, so it also explains why none can start.
+//! It looks at the files itself and needs no manager, so it also explains why none can start. What it
+//! says is true of a manager with the same configuration and the same `--plugin` flags.
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -11,10 +12,10 @@ use distant_plugin_api::options::OptionSchema;
 use distant_plugin_api::{LaunchError, Manifest};
 use serde_json::json;
 
-use super::arguments::Format;
+use super::arguments::{Format, NamedPlugins};
 use super::terminal::sanitise;
 use super::{Context, Failure};
-use crate::plugin::{options, Listed, Registry, Settings, State};
+use crate::plugin::{options, Listed, Registry, State};
 
 /// How many edits a name may be away from a known one to be taken for a typo of it.
 const TYPO_DISTANCE: usize = 2;
@@ -24,6 +25,8 @@ const TYPO_DISTANCE: usize = 2;
 pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    plugins: NamedPlugins,
 }
 
 #[derive(Debug, Subcommand)]
@@ -91,7 +94,7 @@ impl Arguments {
 ///
 /// `plugins.toml` is not valid or cannot be written, or there is no such plugin.
 pub(crate) fn run(arguments: Arguments, context: &Context) -> Result<ExitCode, Failure> {
-    let registry = Registry::new(Settings::default());
+    let registry = Registry::new(context.plugins(&arguments.plugins)?);
     context.run(async {
         let result = match &arguments.command {
             Command::List(_) => list(&registry, context).await,
