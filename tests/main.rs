@@ -20,3 +20,4 @@ mod server;
 mod soak;
 mod ssh;
 mod support;
+mod timings;

@@ -223,6 +223,10 @@ pub(crate) struct Launch {
     pub(crate) network: Network,
     #[command(flatten)]
     pub(crate) format: FormatFlag,
+    /// Show how long each step of the launch took: a table on stderr, in JSON format one line of
+    /// the type `timings` on stdout before the last one
+    #[arg(long, help_heading = "Further options", display_order = 12)]
+    pub(crate) timings: bool,
     #[allow(
         missing_docs,
         reason = "explained below the flags, which are those of the launch page"

@@ -15,6 +15,7 @@ use super::arguments::Connect;
 use super::launch::{attend, parse_destination, parse_options, report};
 use super::manager_client::{unexpected, ManagerClient, Missing};
 use super::person::Person;
+use super::timings::Trace;
 use super::{Context, Failure};
 use crate::wire::message::{
     Authentication, AuthenticationQuestion, AuthenticationResponse, ManagerRequest, ManagerResponse,
@@ -58,7 +59,8 @@ pub(crate) fn run(arguments: &Connect, context: &Context) -> Result<ExitCode, Fa
             destination: destination.expose(),
             options: Secret::new(options.to_string()),
         };
-        let id = match attend(&manager, &request, &mut person, context).await? {
+        let mut trace = Trace::new(context.started, false);
+        let id = match attend(&manager, &request, &mut person, context, &mut trace).await? {
             ManagerResponse::Connected { id } => id,
             _ => return Err(unexpected().into()),
         };

@@ -19,6 +19,7 @@ use super::cache::Cache;
 use super::config;
 use super::manager_client::{extension, gone, read, unexpected, ManagerClient, Missing};
 use super::person::Person;
+use super::timings::Trace;
 use super::{Context, Failure};
 use crate::wire::client::Replies;
 use crate::wire::envelope::Response;
@@ -43,15 +44,20 @@ pub(crate) fn run(arguments: &Launch, context: &Context) -> Result<ExitCode, Fai
         );
     }
     let network = context.client_network(&arguments.network);
-    context.run(async {
+    let mut trace = Trace::new(context.started, arguments.timings);
+    let result = context.run(async {
         let mut person = Person::new(&context.terminal);
-        let manager =
+        trace.seek_manager();
+        let mut manager =
             ManagerClient::connect(context, &network, Missing::Start, &mut person).await?;
+        if arguments.timings {
+            manager.want_timings();
+        }
         let request = ManagerRequest::Launch {
             destination: destination.expose(),
             options: Secret::new(options.to_string()),
         };
-        let ticket = match attend(&manager, &request, &mut person, context).await? {
+        let ticket = match attend(&manager, &request, &mut person, context, &mut trace).await? {
             ManagerResponse::Launched { destination } => destination,
             _ => return Err(unexpected().into()),
         };
@@ -59,13 +65,14 @@ pub(crate) fn run(arguments: &Launch, context: &Context) -> Result<ExitCode, Fai
             destination: reachable(&ticket, &destination.host)?.expose(),
             options: Secret::default(),
         };
-        let id = match attend(&manager, &request, &mut person, context).await? {
-            ManagerResponse::Connected { id } => id,
-            _ => return Err(unexpected().into()),
-        };
-        report(context, &arguments.cache, "launched", id)?;
-        Ok(ExitCode::SUCCESS)
-    })
+        match attend(&manager, &request, &mut person, context, &mut trace).await? {
+            ManagerResponse::Connected { id } => Ok(id),
+            _ => Err(unexpected().into()),
+        }
+    });
+    trace.show(&context.terminal)?;
+    report(context, &arguments.cache, "launched", result?)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Parses a destination without ever repeating its password.
@@ -128,7 +135,7 @@ fn effective_options(arguments: &Launch, config: &config::Launch) -> Result<Opti
 }
 
 /// Sends a request and attends to it until its last reply: shows what the manager tells, and has
-/// its questions answered.
+/// its questions answered. What the manager times goes into `trace`.
 ///
 /// # Errors
 ///
@@ -138,8 +145,10 @@ pub(crate) async fn attend(
     request: &ManagerRequest,
     person: &mut Person<'_>,
     context: &Context,
+    trace: &mut Trace,
 ) -> Result<ManagerResponse, LaunchError> {
     let terminal = &context.terminal;
+    trace.asked();
     let mut replies = manager.send(request).await?;
     let mut waiting = VecDeque::new();
     loop {
@@ -158,6 +167,7 @@ pub(crate) async fn attend(
             Some(ManagerExtension::Progress(progress)) => terminal.progress(&progress),
             Some(ManagerExtension::Notice(notice)) => terminal.notice(&notice),
             Some(ManagerExtension::Log(log)) => terminal.log(&log),
+            Some(ManagerExtension::Timing(timing)) => trace.told(timing),
             _ => {
                 let answer = unless_over(person.ask(&message), &mut replies, &mut waiting).await?;
                 if let Some(msg) = answer {

@@ -59,8 +59,14 @@ impl ManagerClient {
             // One that is no text has no place in a message; then no path is relative to it.
             cwd: std::env::current_dir().ok().filter(|cwd| cwd.to_str().is_some()),
             stop: false,
+            timings: false,
         };
         Ok(Self { client: found.client, socket: found.socket, extension })
+    }
+
+    /// Has the manager tell from now on when each step of a launch begins.
+    pub(crate) fn want_timings(&mut self) {
+        self.extension.timings = true;
     }
 
     /// Sends a request that may be replied to more than once.

@@ -22,6 +22,7 @@ mod server;
 mod shell;
 mod spawn;
 pub(crate) mod terminal;
+mod timings;
 mod tty;
 
 use std::ffi::{OsStr, OsString};
@@ -29,6 +30,7 @@ use std::future::Future;
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::{CommandFactory, FromArgMatches};
 use distant_plugin_api::message::ErrorKind;
@@ -52,6 +54,8 @@ pub(crate) struct Context {
     pub(crate) common: Common,
     /// Where results and errors go.
     pub(crate) terminal: Terminal,
+    /// When the program started.
+    pub(crate) started: Instant,
 }
 
 /// Why a command did not do what it should.
@@ -219,6 +223,7 @@ async fn end_signal() -> SignalKind {
 
 /// Runs the program and returns its exit code.
 pub fn main() -> ExitCode {
+    let started = Instant::now();
     let given: Vec<OsString> = std::env::args_os().collect();
     let arguments = match parse(&given) {
         Ok(arguments) => arguments,
@@ -240,7 +245,7 @@ pub fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => return Failure::Failed(error).report(&terminal),
     };
-    let context = Context { config, common: arguments.common, terminal };
+    let context = Context { config, common: arguments.common, terminal, started };
     let result = logging::start(&context, arguments.command.role())
         .and_then(|()| dispatch(arguments.command, &context));
     result.unwrap_or_else(|failure| failure.report(&context.terminal))
@@ -336,7 +341,8 @@ fn password_of(argument: &OsStr) -> Option<&str> {
 #[cfg(test)]
 impl Context {
     fn for_test(common: Common) -> Self {
-        Self { config: Config::default(), common, terminal: Terminal::new(Format::Shell) }
+        let (terminal, started) = (Terminal::new(Format::Shell), Instant::now());
+        Self { config: Config::default(), common, terminal, started }
     }
 }
 

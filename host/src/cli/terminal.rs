@@ -142,7 +142,7 @@ impl Terminal {
             bar.enable_steady_tick(TICK);
             bar
         });
-        bar.set_message(stage_text(progress));
+        bar.set_message(progress_text(progress));
     }
 
     /// Takes the spinner away.
@@ -214,8 +214,17 @@ fn error_line(error: &LaunchError) -> ErrorLine<'_> {
     }
 }
 
-fn stage_text(progress: &Progress) -> String {
-    let stage = match progress.stage {
+fn progress_text(progress: &Progress) -> String {
+    let stage = stage_text(progress.stage);
+    match progress.total {
+        0 => stage.to_owned(),
+        total => format!("{stage}: {} %", progress.done.min(total) * 100 / total),
+    }
+}
+
+/// What a plugin does in a stage, for people.
+pub(crate) fn stage_text(stage: Stage) -> &'static str {
+    match stage {
         Stage::Resolve => "resolving the name",
         Stage::Connect => "connecting",
         Stage::HostKey => "checking the host key",
@@ -225,10 +234,6 @@ fn stage_text(progress: &Progress) -> String {
         Stage::Start => "starting the server",
         Stage::Offer => "connecting to the server",
         _ => "launching",
-    };
-    match progress.total {
-        0 => stage.to_owned(),
-        total => format!("{stage}: {} %", progress.done.min(total) * 100 / total),
     }
 }
 
@@ -294,7 +299,7 @@ mod tests {
 
     #[test]
     fn progress_reads_as_a_person_would_say_it() {
-        let progress = |stage, done, total| stage_text(&Progress { stage, done, total });
+        let progress = |stage, done, total| progress_text(&Progress { stage, done, total });
         assert_eq!(progress(Stage::Authenticate, 0, 0), "logging in");
         assert_eq!(progress(Stage::Upload, 3, 4), "uploading distant: 75 %");
         assert_eq!(progress(Stage::Upload, 9, 4), "uploading distant: 100 %");

@@ -32,7 +32,7 @@ use super::service::Manager;
 use super::tickets::{Redemption, Ticket};
 use crate::plugin::{Event, Process};
 use crate::wire::client::Client;
-use crate::wire::message::ManagerResponse;
+use crate::wire::message::{ManagerResponse, Step};
 
 /// Runs a launch and tells its client how it went. Returns when its worker is gone.
 pub(super) async fn run(
@@ -55,15 +55,20 @@ async fn launch(
     options: &Secret,
     pending: OwnedSemaphorePermit,
 ) -> Result<(), LaunchError> {
+    requester.step(Step::Plan);
     let extension = requester.extension.as_deref();
     let plan = Plan::make(&manager.registry, destination.expose(), options.expose(), extension);
     let plan = unless_unwanted(manager, requester, plan).await??;
+    requester.step(Step::Queue);
     let slot = Arc::clone(&manager.slots).acquire_owned();
     let slot = unless_unwanted(manager, requester, slot).await?.ok();
     let Plan { entry, request, timeout, verbose, shown } = plan;
     tracing::info!(destination = %request.destination, plugin = entry.name, "launching");
+    requester.step(Step::Worker);
     let worker = Process::start(&entry, &request.environment, log_level(verbose));
     let (process, _hello) = unless_unwanted(manager, requester, worker).await??;
+    requester.step_at(Step::Load, process.spawned());
+    requester.step(Step::Request);
     let mut destination = request.destination.clone();
     destination.password = None;
     // Only the plugin keeps what was given: there may be passwords in it.
@@ -236,6 +241,7 @@ impl Launch {
                     self.uploaded = progress.done;
                     self.clock.rewind();
                 }
+                self.requester.step(Step::Plugin(progress.stage));
                 self.requester.progress(progress);
             }
             PluginMessage::Log(log) => {
@@ -272,6 +278,7 @@ impl Launch {
         let (host, port, via) = (&offer.host, offer.port, offer.via);
         tracing::debug!(host, port, ?via, proof = offer.proof, "a server is offered");
         if self.offers.len() == 0 {
+            self.requester.step(Step::Tcp);
             self.requester.progress(Progress { stage: Stage::Offer, done: 0, total: 0 });
         }
         let worked = self.manager.ways.get(&self.destination);
@@ -287,6 +294,10 @@ impl Launch {
 
     /// Remembers the way, and tells the client where to connect.
     async fn proven(&mut self, id: u64, client: Client) -> Result<Proven, LaunchError> {
+        if let Some(reached) = client.reached() {
+            self.requester.step_at(Step::Proof, reached);
+        }
+        self.requester.step(Step::Ticket);
         let offer = self.offers.get(id).cloned().ok_or_else(|| self.broke("lost its offer"))?;
         let to = &self.destination;
         self.manager.ways.remember(to, offer.via);

@@ -4,6 +4,7 @@
 //! clients understand reaches nobody else, and a client that went away stops being asked.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use distant_plugin_api::message::{
     Answer, Ask, AskKind, Challenge, Log, LogLevel, Notice, Progress,
@@ -16,7 +17,7 @@ use super::questions::{Expected, Given};
 use super::service::Manager;
 use crate::wire::message::{
     Authentication, AuthenticationQuestion, ClientExtension, Header, ManagerExtension,
-    ManagerResponse, EXTENSION,
+    ManagerResponse, Step, Timing, EXTENSION,
 };
 use crate::wire::server::Reply;
 use crate::wire::Closed;
@@ -50,6 +51,8 @@ pub(super) struct Requester {
     pub(super) session: Arc<Session>,
     pub(super) extension: Option<Arc<ClientExtension>>,
     pub(super) reply: Reply,
+    /// When the request came.
+    pub(super) since: Instant,
 }
 
 /// Reads what our own clients put into a request's header.
@@ -90,6 +93,20 @@ impl Requester {
     /// Tells how far a launch is, if the client wants to know.
     pub(super) fn progress(&self, progress: Progress) {
         self.mention(ManagerExtension::Progress(progress), String::new());
+    }
+
+    /// Tells that a step of a launch begins now, if the client wants to know.
+    pub(super) fn step(&self, step: Step) {
+        self.step_at(step, Instant::now());
+    }
+
+    /// Tells when a step of a launch began, if the client wants to know.
+    pub(super) fn step_at(&self, step: Step, begun: Instant) {
+        if self.extension.as_ref().is_some_and(|it| it.timings) {
+            let at = begun.saturating_duration_since(self.since).as_micros();
+            let timing = Timing { step, at: at.try_into().unwrap_or(u64::MAX) };
+            self.mention(ManagerExtension::Timing(timing), String::new());
+        }
     }
 
     /// Shows the person a text, if the client can.

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use distant_plugin_api::secret::Secret;
@@ -259,7 +260,7 @@ impl Service for Requests {
 
     async fn handle(&self, session: Arc<Session>, request: Request, reply: Reply) {
         let extension = extension(&request.header).map(Arc::new);
-        let requester = Requester { session, extension, reply };
+        let requester = Requester { session, extension, reply, since: Instant::now() };
         if let Some(parsed) = channel::parse_request(&request.payload) {
             let failure = match parsed {
                 // In the order of arrival, up to its first wait: see `Service::handle`.

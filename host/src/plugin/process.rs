@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use distant_plugin_api::message::{
     HostHello, HostMessage, LogLevel, PluginHello, PluginMessage, MESSAGE_MAX, PROTOCOL,
@@ -86,6 +86,7 @@ pub enum Event {
 /// One worker process. Dropping it cancels the launch in the background; see [`Process::cancel`].
 pub struct Process {
     id: u32,
+    spawned: Instant,
     messages: mpsc::Sender<Line>,
     events: mpsc::Receiver<Event>,
     shared: Arc<Shared>,
@@ -180,7 +181,7 @@ impl Process {
                 }
             }
         });
-        Ok(Self { id, messages, events, shared })
+        Ok(Self { id, spawned: Instant::now(), messages, events, shared })
     }
 
     /// Queues a message and never waits. To a worker that has ended it goes nowhere; one that
@@ -217,6 +218,11 @@ impl Process {
     /// Nothing is lost when the future is dropped.
     pub async fn next(&mut self) -> Event {
         self.events.recv().await.unwrap_or(Event::Ended(Ok(())))
+    }
+
+    /// When its process had been started, which is before it said anything.
+    pub fn spawned(&self) -> Instant {
+        self.spawned
     }
 
     /// The id of the worker's process, and of its process group.

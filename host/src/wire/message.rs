@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use distant_plugin_api::message::{Log, Notice, Progress};
+use distant_plugin_api::message::{Log, Notice, Progress, Stage};
 use distant_plugin_api::secret::Secret;
 use distant_plugin_api::LaunchError;
 use serde::{Deserialize, Serialize};
@@ -285,6 +285,9 @@ pub struct ClientExtension {
     /// Wanted from a server over its connection: that it ends. With the payload `{"type":"version"}`.
     #[serde(default)]
     pub stop: bool,
+    /// Wanted of a launch: that the manager tells when each step of it began.
+    #[serde(default)]
+    pub timings: bool,
 }
 
 /// What a manager of ours puts into the header of a response, under the key `launcher`.
@@ -297,11 +300,47 @@ pub enum ManagerExtension {
     Notice(Notice),
     /// A line of the plugin's log (`verbose`); the payload is an `authenticate` with an `auth_info`.
     Log(Log),
+    /// When a step of a launch began; the payload is an `authenticate` with an `auth_info`.
+    Timing(Timing),
     /// Why a request failed; the payload is an `error`.
     Error(LaunchError),
     /// A kind that this build does not know.
     #[serde(other)]
     Other,
+}
+
+/// When a step of a launch began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timing {
+    /// The step.
+    pub step: Step,
+    /// Microseconds from the moment that the manager got the request.
+    pub at: u64,
+}
+
+/// The steps of a launch that the manager times, in their usual order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// Choosing the plugin and checking its options.
+    Plan,
+    /// Waiting for a place among the launches that run at the same time.
+    Queue,
+    /// Starting the worker.
+    Worker,
+    /// Waiting for its hello: the program starts and loads the plugin.
+    Load,
+    /// Handing it the launch.
+    Request,
+    /// Connecting to the server that was offered.
+    Tcp,
+    /// Showing it the key, up to its first answer.
+    Proof,
+    /// Giving the connection to the client.
+    Ticket,
+    /// A stage of the plugin, by its own name.
+    #[serde(untagged)]
+    Plugin(Stage),
 }
 
 /// The key of both extensions in a header.

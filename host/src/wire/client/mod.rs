@@ -191,6 +191,8 @@ pub struct Client(Arc<Handle>);
 struct Handle {
     shared: Arc<Shared>,
     peer: Option<SocketAddr>,
+    /// When the first byte could be sent; over TCP only.
+    reached: Option<Instant>,
     /// Who listens on the unix socket.
     uid: Option<u32>,
     first_response: OnceLock<Response>,
@@ -244,12 +246,14 @@ impl Client {
     ) -> Result<Self, ConnectError> {
         let reached = connect::reach(address).await;
         let socket = reached.map_err(|error| not_reached(error, options.within))?;
+        let reached = Instant::now();
         let first = Request::new(&BTreeMap::from([("type", "version")]));
         let frame = first.to_frame();
         let established = connect::establish(socket, options, &mut (), Some(&frame)).await?;
         let reconnect = options.reconnect.then_some(address);
         let keep = if options.reconnect { BACKUP } else { 0 };
-        let client = Self::new(established.stream.writing.sent - 1, keep, Some(address), None);
+        let client =
+            Self::new(established.stream.writing.sent - 1, keep, Some((address, reached)), None);
         // The first request is written already: over the outbox it gets into the backup.
         let outbox = &client.0.shared.outbox;
         outbox.push(frame).await.map_err(|_| not_answered())?;
@@ -356,6 +360,11 @@ impl Client {
         self.0.peer
     }
 
+    /// When the address was reached, which is when the set-up began; none for a unix socket.
+    pub fn reached(&self) -> Option<std::time::Instant> {
+        self.0.reached.map(Instant::into_std)
+    }
+
     /// The user that listens on the unix socket; none over TCP.
     pub fn peer_uid(&self) -> Option<u32> {
         self.0.uid
@@ -366,14 +375,20 @@ impl Client {
         self.0.shared.stop.cancel();
     }
 
-    fn new(written: u64, keep: usize, peer: Option<SocketAddr>, uid: Option<u32>) -> Self {
+    fn new(
+        written: u64,
+        keep: usize,
+        peer: Option<(SocketAddr, Instant)>,
+        uid: Option<u32>,
+    ) -> Self {
+        let (peer, reached) = peer.unzip();
         let shared = Arc::new(Shared {
             outbox: Outbox::new(written, keep),
             subscribers: Mutex::default(),
             status: watch::channel(Status::Connected).0,
             stop: CancellationToken::new(),
         });
-        Self(Arc::new(Handle { shared, peer, uid, first_response: OnceLock::new() }))
+        Self(Arc::new(Handle { shared, peer, reached, uid, first_response: OnceLock::new() }))
     }
 
     fn start<S: Socket>(
