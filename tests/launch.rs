@@ -473,59 +473,89 @@ fn target() -> &'static Path {
     programs().distant.parent().unwrap().parent().unwrap()
 }
 
-/// The first command in the README, as it is printed there.
-fn readme_command() -> String {
+/// What the README has a person type first, and how it then has them use the connection.
+fn readme_commands() -> (String, String) {
     let readme = fs::read_to_string(repository().join("README.md")).unwrap();
     let (_, rest) = readme.split_once("```sh\n").unwrap();
-    rest.split_once("\n```").unwrap().0.to_owned()
+    let (first, rest) = rest.split_once("\n```").unwrap();
+    let (_, rest) = rest.split_once("`./target/release/distant spawn").unwrap();
+    let (spawn, _) = rest.split_once('`').unwrap();
+    (first.to_owned(), format!("./target/release/distant spawn{spawn}"))
+}
+
+/// Names of the workspace's packages, as `cargo clean` takes them.
+fn packages() -> String {
+    let metadata = ["metadata", "--no-deps", "--offline", "--format-version=1"];
+    let cargo = variable("CARGO").unwrap_or_else(|| "cargo".to_owned());
+    let told = Command::new(cargo).args(metadata).current_dir(repository()).output().unwrap();
+    let told: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+    let packages = told["packages"].as_array().unwrap().iter();
+    packages.map(|package| format!(" -p {}", package["name"].as_str().unwrap())).collect()
 }
 
 #[test]
 fn the_readme_works_in_a_clone_with_umask_002_below_a_world_writable_sticky_folder() {
-    use std::os::unix::fs::PermissionsExt;
-    let command = readme_command();
-    assert!(command.starts_with("cargo build --release && "), "{command}");
-    // The same, in the profile of this run: everything twice would take the build twice.
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let (first, spawn) = readme_commands();
+    assert!(first.starts_with("cargo build --release && ./target/release/"), "{first}");
+    // Word for word but in the profile of this run: another one would build every crate again.
     let profile = programs().distant.parent().unwrap().file_name().unwrap().to_str().unwrap();
     let flag = if profile == "debug" { "dev" } else { profile };
-    let built = format!("./target/{profile}");
-    let command = command.replace("--release", &format!("--profile {flag}"));
-    let (build, launch) = command.split_once(" && ").unwrap();
-    let launch = launch.replace("./target/release", &built);
-    // Cargo links what it has built already into the clone; a build there would have these modes.
-    let modes = format!(
-        "for file in {built}/distant {built}/lib*.so; do \
-         cp $file $file.new && chmod 775 $file.new && mv -f $file.new $file || exit; done"
-    );
+    let here = |command: &str| {
+        let command = command.replace("--release", &format!("--profile {flag}"));
+        command.replace("./target/release/", &format!("./target/{profile}/"))
+    };
 
+    // On the file system of what was built already, whose dependencies it gets as links.
     let sticky = target().join("tmp/sticky");
-    let clone = sticky.join("clone");
-    if clone.exists() {
-        fs::remove_dir_all(&clone).unwrap();
-    }
     fs::create_dir_all(&sticky).unwrap();
     fs::set_permissions(&sticky, fs::Permissions::from_mode(0o1777)).unwrap();
-    let script = format!(
-        "umask 002 && mkdir '{clone}' && cd '{repository}' && \
-         git ls-files -z | tar --null -T - -cf - | \
-         tar -xf - -C '{clone}' --no-same-permissions --no-same-owner && \
-         cd '{clone}' && {build} && {modes} && {launch}",
-        clone = clone.display(),
+    let folder = tempfile::tempdir_in(&sticky).unwrap();
+    let clone = folder.path().join("clone");
+    // What is not committed yet is tested as well. Of this workspace nothing built is left, so
+    // that cargo builds all of it, and links nothing in that has the modes of another umask.
+    let prepare = format!(
+        "umask 002 && git clone --quiet '{repository}' '{clone}' && \
+         git -C '{repository}' diff --binary HEAD | git -C '{clone}' apply --allow-empty && \
+         mkdir '{clone}/target' && flock '{built}/.cargo-lock' \
+         cp -rl --no-preserve=mode '{built}' '{clone}/target/{profile}' && cd '{clone}' && \
+         rm 'target/{profile}/.cargo-lock' && \
+         cargo clean --offline --profile {flag}{packages}",
         repository = repository().display(),
+        clone = clone.display(),
+        built = target().join(profile).display(),
+        packages = packages(),
     );
     let home = Home::new();
-    // What was built of others' crates is used again where cargo can.
-    let build = home.program("sh", ["-c", &script]).env("CARGO_BUILD_BUILD_DIR", target());
-    let finished = with_cargo(build).run_within(Duration::from_secs(900));
-    let id = finished.id();
-    let program = clone.join(format!("target/{profile}/distant"));
-    for path in [&program, program.parent().unwrap(), &clone] {
-        let mode = fs::metadata(path).unwrap().permissions().mode();
-        assert_eq!(mode & 0o022, 0o020, "{} is not as umask 002 makes it", path.display());
+    let run = |script: &str| with_cargo(home.program("sh", ["-c", script]));
+    run(&prepare).run().success();
+    let folder_built = clone.join("target").join(profile);
+    let products = || -> Vec<PathBuf> {
+        let entries = fs::read_dir(&folder_built).unwrap().flatten().map(|entry| entry.path());
+        let is_product = |path: &PathBuf| {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            name == "distant" || name.ends_with(".so")
+        };
+        entries.filter(is_product).collect()
+    };
+    assert_eq!(products(), [] as [PathBuf; 0], "something of this workspace is still there");
+
+    let command = format!("umask 002 && {}", here(&first));
+    let built = run(&command).cwd(&clone).run_within(Duration::from_secs(600));
+    let id = built.id();
+    let products = products();
+    let has = |name: &str| products.contains(&folder_built.join(name));
+    assert!(has("distant") && has("libdistant_plugin_manager_local.so"), "{products:?}");
+    for path in products.iter().chain([&folder_built, &clone, &clone.join("Cargo.toml")]) {
+        let found = fs::metadata(path).unwrap();
+        let (mode, owner) = (found.mode() & 0o022, found.uid());
+        assert_eq!(mode, 0o020, "{} is not as umask 002 makes it", path.display());
+        assert_eq!(owner, rustix::process::geteuid().as_raw(), "{}", path.display());
     }
-    let spawn = home.program(program, ["spawn", "--", "echo", "hi"]);
-    assert_eq!(spawn.run().success().stdout, "hi\n");
+    assert_eq!(spawn, "./target/release/distant spawn -- uname -a");
+    let uname = String::from_utf8(Command::new("uname").arg("-a").output().unwrap().stdout);
+    let said = run(&here(&spawn)).cwd(&clone).run().success();
+    assert_eq!(said.stdout, uname.unwrap());
     assert_serves(&home, id);
     stop(&home);
-    fs::remove_dir_all(&clone).unwrap();
 }
