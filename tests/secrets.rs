@@ -248,3 +248,54 @@ fn no_secret_is_anywhere_but_where_it_belongs() {
         }
     }
 }
+
+#[test]
+fn what_clients_send_through_a_server_is_in_no_log() {
+    let home = Home::new();
+    let manager = Manager::start_with(&home, &["--log-level", "trace"]);
+    let log = home.path("launched-server.log");
+    let arguments = format!("--log-level trace --log-file {}", log.display());
+    home.ours(["launch", "manager://localhost", "--distant-args", &arguments]).run().success();
+    let (variable, input, content) = ("a-token-in-a-variable", "typed-at-a-prompt", "in-a-file");
+
+    let environment = format!("TOKEN={variable}");
+    let spawned = home
+        .ours(["spawn", "--log-level", "trace", "--environment", &environment, "--", "sh", "-c"])
+        .arg("read -r line; echo $TOKEN $line")
+        .input(format!("{input}\n"))
+        .run()
+        .success();
+    assert_eq!(spawned.stdout, format!("{variable} {input}\n"));
+    let file = home.path("file");
+    for (id, request) in [
+        json!({"type": "file_write_text", "path": file, "text": content}),
+        json!({"type": "file_append", "path": file, "data": content.as_bytes()}),
+        json!({"type": "file_read_text", "path": file}),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let greeting = json!({"type": "auth_initialization_response", "methods": ["none"]});
+        let request = json!({"id": id.to_string(), "payload": request});
+        let input = format!("{greeting}\n{request}\n");
+        home.ours(["api", "--log-level", "trace"]).input(input).run().success();
+    }
+    assert_eq!(fs::read_to_string(&file).unwrap(), content.repeat(2));
+    manager.stop();
+
+    let logs = files(&home.path("cache"), &[]);
+    let logs = logs.into_iter().chain([(log.clone(), fs::read(&log).unwrap())]);
+    let logs: Vec<_> =
+        logs.filter(|(path, _)| path.extension().is_some_and(|it| it == "log")).collect();
+    assert_eq!(logs.len(), 3, "those of manager, server and command line");
+    for (path, text) in logs {
+        assert!(contains(&text, b"DEBUG distant::"), "{} is no full log", path.display());
+        // What it does with requests is not known to be without secrets.
+        assert!(!contains(&text, b"distant_local"), "{}", path.display());
+        for secret in [variable, input, content] {
+            for form in forms(secret) {
+                assert!(!contains(&text, &form), "{secret} is in {}", path.display());
+            }
+        }
+    }
+}

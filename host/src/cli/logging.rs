@@ -1,8 +1,5 @@
-//! The log file of this process: for whoever looks for what happened, readable by its owner alone.
+//! The log of this process: for whoever looks for what happened, readable by its owner alone.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use distant_plugin_api::message::ErrorKind;
@@ -15,11 +12,9 @@ use tracing_subscriber::Layer;
 
 use super::arguments::Level;
 use super::config::Config;
+use super::log_file::LogFile;
 use super::{Context, Failure};
 use crate::paths;
-
-/// A log that is longer is put aside when the next process starts to write.
-const LOG_MAX: u64 = 10 * 1024 * 1024;
 
 /// What kind of process it is; each kind has a log of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +67,7 @@ pub(crate) fn start(context: &Context, role: Role) -> Result<(), Failure> {
     }
     let named = common.log_file.as_deref().or(file);
     let path = named.map_or_else(|| role.default_file(), paths::expand);
-    let log = match open(&path) {
+    let log = match LogFile::open(&path) {
         Ok(log) => log,
         Err(error) => {
             let message = format!("cannot write the log file `{}`", path.display());
@@ -83,14 +78,10 @@ pub(crate) fn start(context: &Context, role: Role) -> Result<(), Failure> {
             return Ok(());
         }
     };
-    // What the libraries below say is of use only where something is wrong.
-    let targets = Targets::new()
-        .with_default(level.min(LevelFilter::WARN))
-        .with_targets([("distant", level), ("plugin", level)]);
     let lines = tracing_subscriber::fmt::layer()
         .with_ansi(false)
-        .with_writer(std::sync::Arc::new(log))
-        .with_filter(targets);
+        .with_writer(log)
+        .with_filter(targets(level));
     // Only a second call could fail, and there is none.
     let _ = tracing_subscriber::registry().with(lines).try_init();
     for key in &context.config.unknown {
@@ -110,46 +101,32 @@ fn filter(level: Level) -> LevelFilter {
     }
 }
 
-fn open(path: &Path) -> io::Result<File> {
-    if let Some(folder) = path.parent() {
-        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    }
-    if path.metadata().is_ok_and(|found| found.is_file() && found.len() > LOG_MAX) {
-        let mut aside = path.as_os_str().to_owned();
-        aside.push(".old");
-        std::fs::rename(path, aside)?;
-    }
-    let log = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
-    let found = log.metadata()?;
-    if found.is_file() && found.permissions().mode() & 0o077 != 0 {
-        // A released distant leaves its logs readable for everybody.
-        log.set_permissions(std::fs::Permissions::from_mode(0o600))?;
-    }
-    Ok(log)
+/// What of the program's own is wanted, and of all others what tells that something is wrong.
+fn targets(level: LevelFilter) -> Targets {
+    let others = level.min(LevelFilter::WARN);
+    // A name stands for all that begin with it: `distant` for `distant_local` as well, whose traces
+    // have all that a client sends.
+    Targets::new().with_default(others).with_targets([("distant", level), ("distant_", others)])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
+    use tracing::Level;
 
     #[test]
-    fn a_log_is_its_owners_and_grows() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a/b/client.log");
-        open(&path).unwrap().write_all(b"one\n").unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
-        open(&path).unwrap().write_all(b"two\n").unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\ntwo\n");
-        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
-    }
-
-    #[test]
-    fn a_long_log_is_put_aside() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("client.log");
-        open(&path).unwrap().set_len(LOG_MAX + 1).unwrap();
-        assert_eq!(open(&path).unwrap().metadata().unwrap().len(), 0);
-        assert_eq!(folder.path().join("client.log.old").metadata().unwrap().len(), LOG_MAX + 1);
+    fn only_the_programs_own_words_are_kept_below_warnings() {
+        let trace = targets(LevelFilter::TRACE);
+        for own in ["distant", "distant::manager::launch"] {
+            assert!(trace.would_enable(own, &Level::TRACE), "{own}");
+        }
+        for other in ["distant_local::api", "distant_core", "distant_net::common", "russh", "tokio"]
+        {
+            assert!(!trace.would_enable(other, &Level::INFO), "{other}");
+            assert!(trace.would_enable(other, &Level::WARN), "{other}");
+        }
+        let error = targets(LevelFilter::ERROR);
+        assert!(!error.would_enable("distant_local", &Level::WARN));
+        assert!(!error.would_enable("distant::cli", &Level::WARN));
     }
 }

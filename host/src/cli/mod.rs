@@ -12,6 +12,7 @@ mod connect;
 mod json;
 mod launch;
 mod listen;
+mod log_file;
 mod logging;
 mod lsp;
 mod manager;
