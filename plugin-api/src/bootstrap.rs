@@ -79,8 +79,9 @@ pub const START_LIMIT: Duration = Duration::from_secs(15);
 const PROOF_LIMIT: Duration = Duration::from_secs(1);
 /// How long a killed server may take until the launch ends without waiting for the news of it.
 const KILL_LIMIT: Duration = Duration::from_secs(3);
-/// How long the command may take to end after `keep`.
-const KEEP_LIMIT: Duration = Duration::from_secs(2);
+/// How long the command may take to say that it has heard `keep`. Nobody waits for that but the
+/// launch itself, and the line may be slow; what is not heard is the end of the server.
+const KEEP_LIMIT: Duration = Duration::from_secs(15);
 /// Longest line that is kept, and most bytes read before the connect line.
 const LINE_MAX: usize = 64 * 1024;
 const LINE_END: [char; 2] = ['\r', '\n'];
@@ -100,6 +101,7 @@ const PLACE_MAX: usize = 4096;
 /// * `server_not_started`: its last words are the causes.
 /// * `timed_out`: nothing came for [`START_LIMIT`].
 /// * `port_unreachable`: the host could connect in no way.
+/// * `unreachable`: the connection ended before the server was told to stay without it.
 /// * `cancelled`: nobody wants it any more.
 ///
 /// The server, if one was started, is killed in each of these cases.
@@ -111,12 +113,13 @@ pub fn launch(
 ) -> Result<(), LaunchError> {
     caller.stage(Stage::Start)?;
     let mut server = Server::start(remote, request, caller)?;
-    let outcome = offer::offer(remote, request, tunnel, caller, &mut server);
-    match &outcome {
-        Ok(()) => server.keep(),
-        Err(_) => server.kill(),
+    match offer::offer(remote, request, tunnel, caller, &mut server) {
+        Ok(()) => server.keep(&request.destination.host),
+        Err(error) => {
+            server.kill();
+            Err(error)
+        }
     }
-    outcome
 }
 
 /// A server that was started and waits for the word.
@@ -162,12 +165,28 @@ impl Server {
         })
     }
 
-    /// Lets the server live without us, and waits a little until the command knows.
-    fn keep(&mut self) {
-        if let Some(mut stdin) = self.stdin.take() {
-            // If this fails, the connection is gone and the server with it.
-            let _ = stdin.write_all(script::KEEP.as_bytes());
-            self.watch.until_end(KEEP_LIMIT);
+    /// Lets the server live without us, and waits until the command says that it does.
+    fn keep(&mut self, place: &str) -> Result<(), LaunchError> {
+        let Some(mut stdin) = self.stdin.take() else { return Ok(()) };
+        // If this fails, the connection is gone, which is what is found just below.
+        let _ = stdin.write_all(script::KEEP.as_bytes());
+        let deadline = Instant::now() + KEEP_LIMIT;
+        loop {
+            while let Some(line) = self.watch.next_line() {
+                if line == "kept" {
+                    self.watch.until_end(KILL_LIMIT);
+                    return Ok(());
+                }
+            }
+            self.watch.total = 0;
+            match self.watch.wait(Some(deadline), None)? {
+                Woken::Data => {}
+                Woken::End | Woken::Deadline => {
+                    let message = format!("the server on `{place}` ended with what started it");
+                    return Err(LaunchError::new(ErrorKind::Unreachable, message)
+                        .caused_by("the connection ended before the server was told to stay"));
+                }
+            }
         }
     }
 

@@ -45,7 +45,7 @@ const RUN: &str = r#"{ ( IFS= read -r a <&3; echo "$m cut"; echo "$m verdict $a"
 
 /// Reads what the server and the word say, and kills the server unless the word is `keep`. A
 /// server that is just going to the background gets a moment to say its new pid first.
-const WATCH: &str = r#"{ trap "" PIPE TERM; f=; d=; x=; v=; while [ -z "$v" ] || [ -z "$x" ]; do IFS= read -r l || break; case $l in "$m verdict keep") exit 0;; "$m verdict"*) v=1;; "$m late") x=1;; "$m pid "*) f=${l#"$m pid "}; echo "$l";; "$m exit "*) f=; x=1; echo "$l";; "$m closed") echo "$l";; *"$m cut") l=${l%"$m cut"}; [ -z "$l" ] || { printf %s "$m half $l"; echo; };; "[distant server detached, pid = "*) d=${l#*= }; d=${d%]*}; [ "$d" -gt 1 ] 2>/dev/null || d=; echo "$m server $d";; *) printf %s "$m say $l"; echo;; esac; done; for p in $d $f; do kill $p; done 2>/dev/null; [ -z "$f" ] || kill 0; for p in $d $f; do kill -0 $p && z && kill -9 $p; done 2>/dev/null; echo "$m killed"; exit 1; }"#;
+const WATCH: &str = r#"{ trap "" PIPE TERM; f=; d=; x=; v=; while [ -z "$v" ] || [ -z "$x" ]; do IFS= read -r l || break; case $l in "$m verdict keep") echo "$m kept"; exit 0;; "$m verdict"*) v=1;; "$m late") x=1;; "$m pid "*) f=${l#"$m pid "}; echo "$l";; "$m exit "*) f=; x=1; echo "$l";; "$m closed") echo "$l";; *"$m cut") l=${l%"$m cut"}; [ -z "$l" ] || { printf %s "$m half $l"; echo; };; "[distant server detached, pid = "*) d=${l#*= }; d=${d%]*}; [ "$d" -gt 1 ] 2>/dev/null || d=; echo "$m server $d";; *) printf %s "$m say $l"; echo;; esac; done; for p in $d $f; do kill $p; done 2>/dev/null; [ -z "$f" ] || kill 0; for p in $d $f; do kill -0 $p && z && kill -9 $p; done 2>/dev/null; echo "$m killed"; exit 1; }"#;
 
 /// Writes the command for a login shell.
 ///

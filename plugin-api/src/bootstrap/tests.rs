@@ -314,3 +314,58 @@ fn a_remote_that_lies_about_where_it_looked_makes_no_long_error() {
     assert_eq!(found.tried.len(), PLACES);
     assert!(found.tried.iter().all(|it| it.len() == PLACE_MAX && it.starts_with("[2Jx")));
 }
+
+/// A connection that ends just as the host is connected: the word to stay goes nowhere.
+struct Cut {
+    shell: Shell,
+    input: Arc<Mutex<Option<OwnedFd>>>,
+}
+
+impl Remote for Cut {
+    fn exec(&self, command: &str) -> Result<Running, LaunchError> {
+        let running = self.shell.exec(command)?;
+        *self.input.lock().unwrap() = Some(running.stdin);
+        let (_, nobody) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        Ok(Running { stdin: nobody, ..running })
+    }
+
+    fn peer(&self) -> Option<SocketAddr> {
+        self.shell.peer
+    }
+}
+
+struct Cutter {
+    host: Host,
+    input: Arc<Mutex<Option<OwnedFd>>>,
+}
+
+impl Channel for Cutter {
+    fn send(&self, message: &PluginMessage) -> Result<Option<HostMessage>, LaunchError> {
+        if matches!(message, PluginMessage::Offer(_)) {
+            self.input.lock().unwrap().take();
+        }
+        self.host.send(message)
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.host.is_cancelled()
+    }
+
+    fn cancel_fd(&self) -> BorrowedFd<'_> {
+        self.host.cancel_fd()
+    }
+}
+
+#[test]
+fn a_server_that_was_not_told_to_stay_is_an_error() {
+    let (shell, input) = (Shell::new("/bin/sh"), Arc::default());
+    let server = shell.server("distant", 4242);
+    let cut = Cut { shell, input: Arc::clone(&input) };
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    let verdicts = Mutex::new(vec![connected()]);
+    let host = Host { told: Told::default(), verdicts, cancel: (read, Mutex::new(Some(write))) };
+    let caller = Caller::new(Cutter { host, input });
+    let error = launch(&cut, &request(Some(&server), &[]), Tunnel::Never, &caller).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unreachable, "{error:?}");
+    assert!(!cut.shell.server_is_running());
+}
