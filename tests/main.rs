@@ -6,6 +6,7 @@
 
 mod abi;
 mod docs;
+mod executable;
 mod faulty;
 mod idle;
 mod interop;

@@ -8,9 +8,9 @@
 //!
 //! # An executable plugin
 //!
-//! A program named `distant-plugin-NAME` is its own worker: it writes [`PluginMessage`]s to its
-//! standard output and reads [`HostMessage`]s from its standard input, one object a line. Standard
-//! error is for whatever else it has to say. One launch, `>` being what it writes:
+//! A program named `distant-plugin-NAME` writes [`PluginMessage`]s to its standard output and reads
+//! [`HostMessage`]s from its standard input, one object a line. Standard error is for whatever else
+//! it has to say. One launch, `>` being what it writes:
 //!
 //! ```text
 //! > {"type":"hello","protocol":[1,1],"manifest":{"name":"mine","schemes":["mine"]}}

@@ -3,21 +3,22 @@
 //! It stands between a foreign library and the manager, so that whatever the library does ends
 //! one launch and nothing else. It speaks the messages of the plugin API as JSON lines over the
 //! standard input and output that it was started with; what the plugin itself prints goes to
-//! standard error. An executable plugin speaks those lines by itself, so for one the worker only
-//! sets the limits and becomes it.
+//! standard error. An executable plugin speaks those lines by itself; the worker is its parent, which
+//! passes them on and sees to it that the plugin ends when it has to, whether it listens or not.
 
-#![allow(unsafe_code, reason = "takes a descriptor by number, and ends without exit handlers")]
+#![allow(unsafe_code, reason = "ends the process without exit handlers")]
 
 mod library;
+mod program;
+mod relay;
 mod session;
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -27,11 +28,13 @@ use distant_plugin_api::message::{
 };
 use distant_plugin_api::{ErrorKind, LaunchError, LaunchRequest};
 use rustix::fs::{Mode, OFlags};
-use rustix::io::{Errno, FdFlags};
+use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, Signal};
 use zeroize::Zeroizing;
 
 use library::Library;
+use program::Program;
+use relay::Relay;
 use session::Session;
 
 /// Lowest number of a descriptor that the worker keeps for itself: above all that a plugin closes
@@ -69,20 +72,19 @@ pub fn run(arguments: Arguments) -> ExitCode {
         );
         return ExitCode::from(2);
     }
-    if arguments.exec {
-        restrict();
-        return become_program(&arguments);
-    }
     match take_protocol() {
         Ok((from_host, to_host)) => {
             restrict();
-            serve(arguments, from_host, to_host)
+            match arguments.exec {
+                true => supervise(&arguments, from_host, to_host),
+                false => serve(arguments, from_host, to_host),
+            }
         }
         Err(error) => {
             let error =
                 LaunchError::new(ErrorKind::Plugin, "the plugin's process cannot be set up")
                     .because(&error);
-            tell(&PluginMessage::Error(error))
+            tell(&mut io::stdout(), &PluginMessage::Error(error))
         }
     }
 }
@@ -96,36 +98,21 @@ fn restrict() {
     let _ = rustix::process::setrlimit(Resource::Core, none);
 }
 
-/// Becomes the executable plugin; returns only if that fails.
-fn become_program(arguments: &Arguments) -> ExitCode {
-    // A script's interpreter opens the file again, by which time the descriptor is gone; so a
-    // script goes by its path.
-    let checked = arguments.fd.map(descriptor_path).filter(|path| !is_script(path));
-    if let Some(fd) = arguments.fd {
-        // SAFETY: the number was given to this process for this file, and nothing closes it.
-        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-        // One that cannot be set is not open; then running it fails with the reason.
-        let _ = rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC);
+/// Runs an executable plugin as a child, and ends as it ended.
+fn supervise(arguments: &Arguments, from_host: File, mut to_host: File) -> ExitCode {
+    match Program::start(arguments) {
+        Ok((mut program, pipes)) => {
+            program::end_like(Relay::new(from_host, to_host, pipes).run(&mut program))
+        }
+        Err(error) => tell(&mut to_host, &PluginMessage::Error(error)),
     }
-    let file = checked.as_deref().unwrap_or(&arguments.path);
-    let error = Command::new(file).arg0(&arguments.path).exec();
-    let message = format!("cannot run `{}`", arguments.path.display());
-    tell(&PluginMessage::Error(LaunchError::new(ErrorKind::Plugin, message).because(&error)))
-}
-
-fn is_script(path: &Path) -> bool {
-    let mut start = [0; 2];
-    File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok() && &start == b"#!"
-}
-
-fn descriptor_path(fd: RawFd) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{fd}"))
 }
 
 /// Writes a message where there is no session yet, and fails.
-fn tell(message: &PluginMessage) -> ExitCode {
+fn tell(to_host: &mut impl Write, message: &PluginMessage) -> ExitCode {
     let line = serde_json::to_string(message).unwrap_or_default();
-    let _ = writeln!(io::stdout(), "{line}");
+    // If nobody reads it, the exit status is all there is to say.
+    let _ = writeln!(to_host, "{line}");
     ExitCode::FAILURE
 }
 

@@ -36,7 +36,7 @@ impl Library {
     /// `plugin`: what is wrong with the file, in one line, and why.
     pub(crate) fn load(arguments: &Arguments) -> Result<Self, LaunchError> {
         let shown = arguments.path.as_path();
-        let opened = arguments.fd.map(crate::descriptor_path);
+        let opened = arguments.fd.map(crate::program::descriptor_path);
         let file = opened.as_deref().unwrap_or(shown);
         // SAFETY: the library's initialisers run here. They are foreign code, which is why this
         // process has nothing to lose.

@@ -221,11 +221,11 @@ fn the_file_that_was_checked_is_the_one_that_is_loaded() {
 }
 
 #[test]
-fn an_executable_plugin_takes_the_worker_s_place() {
+fn an_executable_plugin_is_the_worker_s_child_and_in_its_session() {
     let home = Home::new();
     let script = home.script(
         "distant-plugin-script",
-        "#!/bin/sh\nread hello\nulimit -c\nps -o sid= -p $$ | tr -d ' '\necho $$ $0 \"$hello\"\n",
+        "#!/bin/sh\nread hello\nulimit -c\nps -o sid= -p $$ | tr -d ' '\necho $PPID $0 \"$hello\"\n",
     );
     // A script by its path, a program by the descriptor.
     for (plugin, by_descriptor) in [(script.as_path(), false), ("/bin/sh".as_ref(), true)] {
