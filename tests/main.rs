@@ -9,6 +9,7 @@ mod docs;
 mod executable;
 mod faulty;
 mod idle;
+mod install;
 mod interop;
 mod kill;
 mod launch;

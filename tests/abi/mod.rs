@@ -122,7 +122,7 @@ fn told(error: &Value) -> (String, String) {
 }
 
 /// Builds a library out of a C file of `tests/plugins/c`.
-fn c_plugin(home: &Home, source: &str, variant: &str) -> PathBuf {
+pub(crate) fn c_plugin(home: &Home, source: &str, variant: &str) -> PathBuf {
     let library = home.path(format!("libdistant_plugin_{}.so", variant.to_lowercase()));
     let built = Command::new("cc")
         .args(["-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-O1"])

@@ -3,6 +3,8 @@
 //! It looks at the files itself and needs no manager, so it also explains why none can start. What it
 //! says is true of a manager with the same configuration and the same `--plugin` flags.
 
+mod manage;
+
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
@@ -37,6 +39,12 @@ enum Command {
     Info(Info),
     /// Choose the plugin that serves a scheme, from the next launch on
     Use(Use),
+    /// Check a plugin and install it for this user; it works at once
+    Add(manage::Add),
+    /// Remove a plugin that was added
+    Remove(manage::Remove),
+    /// Say why a plugin is not used, and what mends that
+    Doctor(manage::Doctor),
 }
 
 #[derive(Debug, Clone, Copy, Args)]
@@ -79,6 +87,9 @@ impl Arguments {
             Command::List(output) => output,
             Command::Info(it) => &it.output,
             Command::Use(it) => &it.output,
+            Command::Add(it) => &it.output,
+            Command::Remove(it) => &it.output,
+            Command::Doctor(it) => &it.output,
         };
         if output.json {
             Format::Json
@@ -92,20 +103,24 @@ impl Arguments {
 ///
 /// # Errors
 ///
-/// `plugins.toml` is not valid or cannot be written, or there is no such plugin.
+/// `plugins.toml` is not valid or cannot be written, or there is no such plugin, or it is none that
+/// can be used.
 pub(crate) fn run(arguments: Arguments, context: &Context) -> Result<ExitCode, Failure> {
     let registry = Registry::new(context.plugins(&arguments.plugins)?);
-    context.run(async {
+    let is_well = context.run(async {
         let result = match &arguments.command {
-            Command::List(_) => list(&registry, context).await,
-            Command::Info(it) => info(&registry, &it.name, context).await,
-            Command::Use(it) => choose(&registry, &it.choice, context).await,
+            Command::List(_) => list(&registry, context).await.map(|()| true),
+            Command::Info(it) => info(&registry, &it.name, context).await.map(|()| true),
+            Command::Use(it) => choose(&registry, &it.choice, context).await.map(|()| true),
+            Command::Add(it) => manage::add(&registry, it, context).await.map(|()| true),
+            Command::Remove(it) => manage::remove(&registry, it, context).await.map(|()| true),
+            Command::Doctor(it) => manage::doctor(&registry, it, context).await,
         };
         // A worker that was asked something may still be ending.
         registry.workers_gone().await;
         result.map_err(Failure::from)
     })?;
-    Ok(ExitCode::SUCCESS)
+    Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn list(registry: &Registry, context: &Context) -> Result<(), LaunchError> {
@@ -179,7 +194,9 @@ fn table(all: &[Listed]) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{name:first$}  {schemes:second$}  {state:third$}  {path}");
         let plugin = index.checked_sub(1).map(|index| &all[index]);
-        if let Some(State::Broken { reason, mend }) = plugin.map(|it| &it.state) {
+        if let Some(State::Broken { reason, mend } | State::Changed { reason, mend }) =
+            plugin.map(|it| &it.state)
+        {
             text.push_str(&broken(reason, mend.as_deref()));
         }
     }
@@ -198,6 +215,7 @@ fn state(state: &State) -> String {
         State::Used => "used".to_owned(),
         State::Shadowed { by } => sanitise(&format!("shadowed by {by}")),
         State::Disabled => "disabled".to_owned(),
+        State::Changed { .. } => "changed".to_owned(),
         State::Broken { .. } => "broken".to_owned(),
     }
 }
@@ -228,7 +246,7 @@ fn description(plugin: &Listed) -> String {
         None => format!("{} (only with backend={})", it.name, plugin.name),
     });
     fact("schemes", &schemes.collect::<Vec<_>>().join(", "));
-    if let State::Broken { reason, mend } = &plugin.state {
+    if let State::Broken { reason, mend } | State::Changed { reason, mend } = &plugin.state {
         text.push_str(&broken(reason, mend.as_deref()));
     }
     if let Some(Manifest { options, .. }) = manifest {

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use distant_plugin_api::{ErrorKind, LaunchError};
 use serde::Deserialize;
-use toml_edit::{DocumentMut, Item, Table};
+use toml_edit::{DocumentMut, Item, Table, TableLike};
 
-use super::discovery::Kind;
+use super::discovery::{plain, Kind};
 
 /// Bytes that the file may have.
 const SIZE_MAX: u64 = 1024 * 1024;
@@ -37,13 +37,34 @@ pub(super) struct Rules {
     pub(super) kind: Option<Kind>,
     /// Of the schemes that it serves, those it may serve.
     pub(super) schemes: Option<Vec<String>>,
-    enabled: Option<bool>,
+    pub(super) enabled: Option<bool>,
     /// The file's SHA-256 in hexadecimal digits; another file is not run.
-    pub(super) sha256: Option<String>,
+    pub(super) sha256: Option<Pin>,
     /// Milliseconds from the start of its worker to its hello.
-    timeout: Option<u64>,
+    pub(super) timeout: Option<u64>,
     #[serde(default)]
     pub(super) allow_unsafe_path: bool,
+}
+
+/// Which content a file has to have: one, or any of several while it is being replaced.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Pin {
+    One(String),
+    AnyOf(Vec<String>),
+}
+
+impl Pin {
+    pub(super) fn digests(&self) -> &[String] {
+        match self {
+            Self::One(digest) => std::slice::from_ref(digest),
+            Self::AnyOf(digests) => digests,
+        }
+    }
+
+    pub(super) fn allows(&self, digest: &str) -> bool {
+        self.digests().iter().any(|it| it.trim().eq_ignore_ascii_case(digest))
+    }
 }
 
 impl Rules {
@@ -110,29 +131,116 @@ fn read(path: &Path) -> Result<Option<String>, LaunchError> {
 ///
 /// `invalid_option` if the file is not valid, `other` if it cannot be written.
 pub(super) fn choose(path: &Path, scheme: &str, name: &str) -> Result<(), LaunchError> {
-    let text = read(path)?.unwrap_or_default();
-    let mut document: DocumentMut = text.parse().map_err(|error| invalid(path, &error))?;
-    let table = document.entry("use").or_insert(Item::Table(Table::new()));
-    let Some(table) = table.as_table_like_mut() else {
-        return Err(invalid(path, &io::Error::other("`use` is no table")));
-    };
-    match table.get_mut(scheme) {
-        Some(item) => {
-            // Only the value, so that a comment behind it stays.
-            let mut value = toml_edit::Value::from(name);
-            if let Some(old) = item.as_value() {
-                *value.decor_mut() = old.decor().clone();
+    edit(path, |document| {
+        let table = document.entry("use").or_insert(Item::Table(Table::new()));
+        let table = table.as_table_like_mut().ok_or("`use` is no table")?;
+        set(table, scheme, name.into());
+        Ok(())
+    })
+}
+
+/// Writes down which contents the file of a plugin may have.
+///
+/// # Errors
+///
+/// As [`choose`].
+pub(super) fn pin(path: &Path, name: &str, digests: &[String]) -> Result<(), LaunchError> {
+    edit(path, |document| {
+        let mut table = Table::new();
+        // Without it there would be a line `[plugins]` with nothing below it.
+        table.set_implicit(true);
+        let table = document.entry("plugins").or_insert(Item::Table(table));
+        let plugins = table.as_table_like_mut().ok_or("`plugins` is no table")?;
+        let key = rules_of(plugins, name).unwrap_or_else(|| name.to_owned());
+        let rules = plugins.entry(&key).or_insert(Item::Table(Table::new()));
+        let rules = rules.as_table_like_mut().ok_or("a plugin is no table")?;
+        let value = match digests {
+            [digest] => toml_edit::Value::from(digest),
+            _ => toml_edit::Value::Array(digests.iter().collect()),
+        };
+        set(rules, "sha256", value);
+        Ok(())
+    })
+}
+
+/// Takes out what is only true while a plugin is there: its content, and that it serves schemes.
+/// Returns those schemes.
+///
+/// # Errors
+///
+/// As [`choose`].
+pub(super) fn forget(path: &Path, name: &str) -> Result<Vec<String>, LaunchError> {
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let mut schemes = Vec::new();
+    edit(path, |document| {
+        if let Some(plugins) = document.get_mut("plugins").and_then(Item::as_table_like_mut) {
+            if let Some(key) = rules_of(plugins, name) {
+                let rules = plugins.get_mut(&key).and_then(Item::as_table_like_mut);
+                let is_empty = rules.is_some_and(|rules| {
+                    rules.remove("sha256");
+                    rules.is_empty()
+                });
+                if is_empty {
+                    plugins.remove(&key);
+                }
             }
-            *item = Item::Value(value);
         }
+        if let Some(chosen) = document.get_mut("use").and_then(Item::as_table_like_mut) {
+            let is_it = |item: &Item| item.as_str().is_some_and(|it| plain(it) == plain(name));
+            let own = chosen.iter().filter(|(_, item)| is_it(item));
+            schemes = own.map(|(scheme, _)| scheme.to_owned()).collect();
+            for scheme in &schemes {
+                chosen.remove(scheme);
+            }
+        }
+        Ok(())
+    })?;
+    Ok(schemes)
+}
+
+/// The key of the rules for a plugin that is found by its name.
+fn rules_of(plugins: &dyn TableLike, name: &str) -> Option<String> {
+    let is_it = |(key, item): &(&str, &Item)| {
+        let has_path = item.as_table_like().is_some_and(|it| it.contains_key("path"));
+        plain(key) == plain(name) && !has_path
+    };
+    plugins.iter().find(is_it).map(|(key, _)| key.to_owned())
+}
+
+/// Sets a value, and only that, so that a comment behind it stays.
+fn set(table: &mut dyn TableLike, key: &str, mut value: toml_edit::Value) {
+    if let Some(old) = table.get(key).and_then(Item::as_value) {
+        *value.decor_mut() = old.decor().clone();
+    }
+    match table.get_mut(key) {
+        Some(item) => *item = Item::Value(value),
         None => {
-            table.insert(scheme, toml_edit::value(name));
+            table.insert(key, Item::Value(value));
         }
     }
-    write(path, document.to_string().as_bytes()).map_err(|error| {
+}
+
+/// Changes the file, alone.
+fn edit(
+    path: &Path,
+    change: impl FnOnce(&mut DocumentMut) -> Result<(), &'static str>,
+) -> Result<(), LaunchError> {
+    let unwritable = |error: io::Error| {
         let message = format!("cannot write `{}`", path.display());
         LaunchError::new(ErrorKind::Other, message).because(&error)
-    })
+    };
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    std::fs::create_dir_all(folder).map_err(unwritable)?;
+    // The folder's lock, as the file itself is replaced; it goes with the descriptor.
+    let alone = File::open(folder).map_err(unwritable)?;
+    rustix::fs::flock(&alone, rustix::fs::FlockOperation::LockExclusive)
+        .map_err(|error| unwritable(error.into()))?;
+    let text = read(path)?.unwrap_or_default();
+    let mut document: DocumentMut = text.parse().map_err(|error| invalid(path, &error))?;
+    change(&mut document).map_err(|reason| invalid(path, &io::Error::other(reason)))?;
+    write(path, document.to_string().as_bytes()).map_err(unwritable)
 }
 
 /// Replaces a file by a whole new one that only we may read, and makes the folder it is in.
@@ -217,6 +325,30 @@ mod tests {
             "# mine\n[use] # here\nssh = \"libssh\"   # old\nx = \"y\"\n\n[plugins.z]\nenabled = true\n",
         );
         chosen("use = { ssh = \"ssh2\" }\n", "use = { ssh = \"libssh\" }\n");
+    }
+
+    #[test]
+    fn a_pin_is_written_beside_what_is_there_and_goes_with_its_plugin() {
+        let (_folder, path) = in_file("# mine\n[plugins.my_own]\nenabled = true # yes\n");
+        let digests = ["aa".to_owned(), "bb".to_owned()];
+        pin(&path, "my-own", &digests).unwrap();
+        assert!(Config::read(&path).unwrap().plugins["my_own"]
+            .sha256
+            .as_ref()
+            .unwrap()
+            .allows("BB"));
+        pin(&path, "my-own", &digests[1..]).unwrap();
+        pin(&path, "other", &digests[..1]).unwrap();
+        choose(&path, "x", "other").unwrap();
+        assert_eq!(
+            fs::read_to_string(&path).unwrap(),
+            "# mine\n[plugins.my_own]\nenabled = true # yes\nsha256 = \"bb\"\n\n\
+             [plugins.other]\nsha256 = \"aa\"\n\n[use]\nx = \"other\"\n"
+        );
+        assert_eq!(forget(&path, "other").unwrap(), ["x"]);
+        assert_eq!(forget(&path, "my-own").unwrap(), [""; 0]);
+        let rest = fs::read_to_string(&path).unwrap();
+        assert_eq!(rest, "# mine\n[plugins.my_own]\nenabled = true # yes\n\n[use]\n");
     }
 
     #[test]

@@ -25,6 +25,29 @@ pub enum Kind {
     Executable,
 }
 
+impl Kind {
+    /// Tells the kind of a file that somebody named, by its name.
+    pub(super) fn of(path: &Path) -> Self {
+        let is_library = path.extension().is_some_and(|it| it == "so" || it == "dylib");
+        if is_library {
+            Self::Library
+        } else {
+            Self::Executable
+        }
+    }
+
+    /// The file name under which a plugin of this kind is found.
+    pub(super) fn file_name(self, name: &str) -> String {
+        match self {
+            Self::Library => {
+                let suffix = std::env::consts::DLL_SUFFIX;
+                format!("libdistant_plugin_{}{suffix}", name.replace('-', "_"))
+            }
+            Self::Executable => format!("distant-plugin-{name}"),
+        }
+    }
+}
+
 /// Where a plugin comes from. The order is that of precedence among plugins of one name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -132,10 +155,8 @@ pub(super) fn find(
 
 impl Candidate {
     /// Takes a file that somebody named; its kind is told by its name.
-    fn new(name: &str, path: PathBuf, origin: Origin, rules: Rules) -> Self {
-        let is_library = path.extension().is_some_and(|it| it == "so" || it == "dylib");
-        let guess = if is_library { Kind::Library } else { Kind::Executable };
-        let kind = rules.kind.unwrap_or(guess);
+    pub(super) fn new(name: &str, path: PathBuf, origin: Origin, rules: Rules) -> Self {
+        let kind = rules.kind.unwrap_or_else(|| Kind::of(&path));
         Self { name: plain(name), path, kind, origin, rules }
     }
 }

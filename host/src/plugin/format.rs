@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use super::discovery::Kind;
@@ -78,6 +78,18 @@ pub(super) fn check(file: &File, path: &Path, kind: Kind) -> Result<(), Complain
 fn own() -> Option<Elf> {
     static OWN: OnceLock<Option<Elf>> = OnceLock::new();
     *OWN.get_or_init(|| read(&File::open(paths::executable_to_spawn()).ok()?))
+}
+
+/// The dynamic loader that runs this program, and so its plugins; `None` if it has none.
+pub(super) fn loader() -> Option<PathBuf> {
+    // The kernel maps it into every program that has one.
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let mut files = maps.lines().filter_map(|line| line.split_whitespace().nth(5));
+    let is_loader = |file: &&str| {
+        let name = file.rsplit('/').next().unwrap_or_default();
+        name.starts_with("ld-linux") || name.starts_with("ld64.so") || name.starts_with("ld.so")
+    };
+    files.find(is_loader).map(PathBuf::from)
 }
 
 impl Elf {

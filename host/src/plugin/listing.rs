@@ -8,7 +8,8 @@ use serde::Serialize;
 use super::choice::{choose, Choice, Found};
 use super::config::Config;
 use super::discovery::{Kind, Origin};
-use super::registry::name;
+use super::registry::{name, Described};
+use super::trust::Complaint;
 
 /// What became of a plugin file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -23,6 +24,14 @@ pub enum State {
     },
     /// `plugins.toml` says `enabled = false`.
     Disabled,
+    /// It is another file than the one that was added, and not run until somebody says that it may.
+    Changed {
+        /// How that was found out.
+        reason: String,
+        /// What says that it may be run.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        mend: Option<String>,
+    },
     /// It cannot be run.
     Broken {
         /// Why.
@@ -62,6 +71,10 @@ pub struct Listed {
     pub manifest: Option<Manifest>,
 }
 
+fn is_changed(outcome: &Result<Described, Complaint>) -> bool {
+    outcome.as_ref().is_err_and(|complaint| complaint.changed)
+}
+
 pub(super) fn listed(config: &Config, found: &[Found], place: usize) -> Listed {
     let it = &found[place];
     let own = |place: usize| name(&found[place].candidate, found[place].manifest());
@@ -76,6 +89,8 @@ pub(super) fn listed(config: &Config, found: &[Found], place: usize) -> Listed {
         .collect();
     let state = if !it.candidate.rules.is_enabled() {
         State::Disabled
+    } else if let Some(Err(complaint)) = it.outcome.as_ref().filter(|it| is_changed(it)) {
+        State::Changed { reason: complaint.reason.clone(), mend: complaint.mend.clone() }
     } else if let Some(Err(complaint)) = &it.outcome {
         State::Broken { reason: complaint.reason.clone(), mend: complaint.mend.clone() }
     } else if let Some(better) = it.hidden_by {

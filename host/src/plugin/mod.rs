@@ -9,7 +9,9 @@ mod child;
 mod choice;
 mod config;
 mod discovery;
+mod doctor;
 mod format;
+mod install;
 mod lines;
 mod listing;
 mod manifest;
@@ -23,6 +25,8 @@ mod support;
 mod trust;
 
 pub use discovery::{Folder, Kind, Origin};
+pub use doctor::{Check, Examined, Verdict};
+pub use install::{Added, Removed};
 pub use listing::{Listed, ServedScheme, State};
 pub use options::CheckedOptions;
 pub use process::{Event, Limits, Process};

@@ -118,7 +118,7 @@ pub(super) struct Described {
 
 /// A file that was opened and checked.
 #[derive(Debug, Clone)]
-struct Opened {
+pub(super) struct Opened {
     path: PathBuf,
     identity: Identity,
     file: Arc<OwnedFd>,
@@ -252,7 +252,7 @@ impl Registry {
     }
 
     /// Looks which files there are, without opening any.
-    async fn survey(&self) -> Result<(Config, Vec<Found>), LaunchError> {
+    pub(super) async fn survey(&self) -> Result<(Config, Vec<Found>), LaunchError> {
         let (path, named) = (self.config.clone(), self.named.clone());
         let folders = self.folders.clone();
         let look = move || {
@@ -269,7 +269,7 @@ impl Registry {
         blocking(look).await?
     }
 
-    async fn ask_all(&self, found: &mut [Found], since: Instant) {
+    pub(super) async fn ask_all(&self, found: &mut [Found], since: Instant) {
         let places: Vec<_> = (0..found.len()).collect();
         self.ask(found, &places, Some(since)).await;
     }
@@ -345,7 +345,7 @@ impl Registry {
     }
 
     /// Starts a worker to hear what a plugin is.
-    async fn hello(
+    pub(super) async fn hello(
         &self,
         candidate: &Candidate,
         opened: &Opened,
@@ -393,7 +393,7 @@ impl Registry {
 }
 
 /// Runs what waits for a disk where it keeps nobody waiting.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, LaunchError> {
     tokio::task::spawn_blocking(work).await.map_err(|error| {
@@ -401,18 +401,30 @@ async fn blocking<T: Send + 'static>(
     })
 }
 
+/// How much is asked of a file whose real place is `path`.
+pub(super) fn rule(candidate: &Candidate, path: &Path) -> Rule {
+    if candidate.rules.allow_unsafe_path {
+        return Rule::Nothing;
+    }
+    let found_in = candidate.path.parent().unwrap_or(&candidate.path);
+    Rule::of(candidate.origin, found_in, path)
+}
+
+/// The SHA-256 of what is left to read, in hexadecimal digits.
+pub(super) fn digest(source: &mut impl std::io::Read) -> std::io::Result<String> {
+    let mut digest = Sha256::new();
+    std::io::copy(source, &mut digest)?;
+    Ok(hex::encode(digest.finalize()))
+}
+
 /// Opens a file and makes every check that needs no worker.
-fn open(candidate: &Candidate) -> Result<Opened, Complaint> {
+pub(super) fn open(candidate: &Candidate) -> Result<Opened, Complaint> {
     if !candidate.path.is_absolute() {
         return Err(Complaint::new("its path is not absolute"));
     }
     let path = trust::real_path(&candidate.path)?;
     let found_in = candidate.path.parent().unwrap_or(&candidate.path);
-    let rule = if candidate.rules.allow_unsafe_path {
-        Rule::Nothing
-    } else {
-        Rule::of(candidate.origin, found_in, &path)
-    };
+    let rule = rule(candidate, &path);
     let (mut file, metadata) = trust::open(&path, rule)?;
     let is_searched = !candidate.origin.is_explicit() && candidate.origin != Origin::Program;
     if rule == Rule::Full && is_searched {
@@ -422,14 +434,15 @@ fn open(candidate: &Candidate) -> Result<Opened, Complaint> {
     }
     format::check(&file, &path, candidate.kind)?;
     if let Some(pinned) = &candidate.rules.sha256 {
-        let mut digest = Sha256::new();
-        let length = std::io::copy(&mut file, &mut digest);
-        length.map_err(|error| Complaint::new(format!("it cannot be read: {error}")))?;
-        let actual = hex::encode(digest.finalize());
-        if !actual.eq_ignore_ascii_case(pinned.trim()) {
+        let digest = digest(&mut file)
+            .map_err(|error| Complaint::new(format!("it cannot be read: {error}")))?;
+        if !pinned.allows(&digest) {
             let reason = "its SHA-256 is not the one in `plugins.toml`: the file was changed";
-            let mend = format!("if you trust the file, set `sha256 = \"{actual}\"`");
-            return Err(Complaint::new(reason).mend(mend));
+            let mend = match candidate.origin {
+                Origin::User => format!("distant plugin add {}", trust::quoted(&candidate.path)),
+                _ => format!("if you trust the file, set `sha256 = \"{digest}\"`"),
+            };
+            return Err(Complaint { changed: true, ..Complaint::new(reason).mend(mend) });
         }
     }
     let identity = Identity::new(&path, candidate.kind, &metadata);

@@ -22,11 +22,13 @@ const STICKY: u32 = 0o1000;
 pub(super) struct Complaint {
     pub(super) reason: String,
     pub(super) mend: Option<String>,
+    /// It is another file than the one that was trusted.
+    pub(super) changed: bool,
 }
 
 impl Complaint {
     pub(super) fn new(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), mend: None }
+        Self { reason: reason.into(), mend: None, changed: false }
     }
 
     pub(super) fn mend(mut self, mend: impl Into<String>) -> Self {
@@ -83,13 +85,30 @@ pub(super) fn open(path: &Path, rule: Rule) -> Result<(File, Metadata), Complain
 
 /// Checks every folder above a file.
 pub(super) fn folders(path: &Path, us: u32) -> Result<(), Complaint> {
-    for folder in path.ancestors().skip(1) {
-        let metadata = folder.metadata().map_err(|error| unreadable(folder, &error))?;
-        if let Some(fault) = Facts::of(&metadata).fault(us, Rule::Full, true) {
-            return Err(fault.complain(folder, "directory", metadata.mode()));
-        }
+    path.ancestors().skip(1).try_for_each(|folder| check_folder(folder, us))
+}
+
+fn check_folder(folder: &Path, us: u32) -> Result<(), Complaint> {
+    let metadata = folder.metadata().map_err(|error| unreadable(folder, &error))?;
+    match Facts::of(&metadata).fault(us, Rule::Full, true) {
+        Some(fault) => Err(fault.complain(folder, "directory", metadata.mode())),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// Everything that the rule does not allow about a file and the folders above it, where [`open`]
+/// stops at the first. `path` has no links in it.
+pub(super) fn walk(path: &Path, rule: Rule) -> Vec<Complaint> {
+    let us = rustix::process::geteuid().as_raw();
+    let of_file = path.metadata().map_err(|error| unreadable(path, &error)).and_then(|metadata| {
+        match Facts::of(&metadata).fault(us, rule, false) {
+            Some(fault) => Err(fault.complain(path, "file", metadata.mode())),
+            None => Ok(()),
+        }
+    });
+    let above = path.ancestors().skip(1).filter(|_| rule == Rule::Full);
+    let above = above.map(|folder| check_folder(folder, us));
+    std::iter::once(of_file).chain(above).filter_map(Result::err).collect()
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> Complaint {

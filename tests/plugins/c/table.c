@@ -33,6 +33,12 @@ __attribute__((constructor)) static void hang(void) {
 }
 #endif
 
+#ifdef VARIANT_CONSTRUCTOR_CRASH
+__attribute__((constructor)) static void crash(void) {
+    *(volatile char *)64 = 1;
+}
+#endif
+
 /* The table of this header's version, with what a later one may have behind it. */
 static const struct {
     distant_plugin table;

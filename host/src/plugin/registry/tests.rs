@@ -27,6 +27,7 @@ async fn listed(place: &Place) -> Vec<String> {
         let state = match &it.state {
             State::Used => "used".to_owned(),
             State::Shadowed { by } => format!("shadowed by {by}"),
+            State::Changed { .. } => "changed".to_owned(),
             State::Disabled => "disabled".to_owned(),
             State::Broken { reason, mend } => {
                 format!("broken: {reason} | {}", mend.as_deref().unwrap_or("-"))
