@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use serde_json::{json, Value};
 
-use crate::support::{eventually, peer, Home, Invocation, Manager, Proxy, Running, Server};
+use crate::support::wire::Wire;
+use crate::support::{
+    eventually, peer, within, Home, Invocation, Manager, Proxy, Running, Server, PATIENCE,
+};
 
 /// The answer that the manager's own round waits for in JSON mode.
 const YES: &str = r#"{"type":"auth_initialization_response","methods":["none"]}"#;
@@ -277,14 +280,20 @@ fn connect_sends_ssh_to_launch() {
 }
 
 /// Runs a command with much output while its connection is cut again and again; nothing may be
-/// missing or come twice.
+/// missing or come twice. Does `meanwhile` again and again as well.
 #[track_caller]
-fn assert_output_survives_cuts(home: &Home, proxy: &Proxy) {
+fn assert_output_survives_cuts(home: &Home, proxy: &Proxy, mut meanwhile: impl FnMut()) {
     let expected: String = (1..=LINES).map(|line| format!("{line:063}\n")).collect();
     let seq = ["spawn", "--", "seq", "-f", "%063g", "1", &LINES.to_string()].map(str::to_owned);
     let before = proxy.accepted();
     proxy.cut_after(400_000);
-    let printed = home.peer(&seq).run().success().stdout;
+    let mut seq = home.peer(&seq).start();
+    seq.close_stdin();
+    within(PATIENCE, || {
+        meanwhile();
+        seq.ends_within(Duration::ZERO).then_some(())
+    });
+    let printed = seq.finish().success().stdout;
     proxy.cut_after(0);
     assert!(proxy.accepted() > before, "the connection was never cut");
     assert!(printed == expected, "{} of {} bytes", printed.len(), expected.len());
@@ -311,7 +320,7 @@ fn a_0_20_client_that_is_cut_off_reconnects_and_loses_nothing() {
     let proxy = Proxy::to(server.address);
     let _manager = Manager::start_peer(&home);
     home.peer(["connect", &server.destination_by(proxy.address)]).run().id();
-    assert_output_survives_cuts(&home, &proxy);
+    assert_output_survives_cuts(&home, &proxy, || ());
     assert_echo_survives_cuts(&home, &proxy);
 }
 
@@ -322,19 +331,28 @@ fn our_client_that_is_cut_off_reconnects_and_loses_nothing() {
     let server = Server::start(&home);
     let proxy = Proxy::to(server.address);
     home.peer(["connect", &server.destination_by(proxy.address)]).run().id();
-    assert_output_survives_cuts(&home, &proxy);
+    assert_output_survives_cuts(&home, &proxy, || ());
     assert_echo_survives_cuts(&home, &proxy);
 }
 
-/// A 0.20.0 server that is cut off while it sends much comes to a stop, with clients of its own
-/// too; so only lines are exchanged with it here.
+/// A 0.20.0 server whose connection breaks while it writes tries to write for ever, without a
+/// pause. Where none of its other threads waits for its sockets just then, it serves nobody any
+/// more, and no client can help that. Something that happens on a thread of its own does: here, a
+/// file that it watches.
 #[test]
-fn our_client_that_is_cut_off_from_a_0_20_server_reconnects() {
+fn our_client_that_is_cut_off_from_a_0_20_server_reconnects_and_loses_nothing() {
     let home = Home::new();
     let _manager = Manager::start(&home);
     let server = Server::start_peer(&home);
     let proxy = Proxy::to(server.address);
+    let watched = home.write("watched/file", "");
+    let mut watcher = Wire::server(server.address, &server.key);
+    let folder = watched.parent().unwrap();
+    let watch =
+        json!({"type": "watch", "path": folder, "recursive": true, "only": [], "except": []});
+    assert_eq!(watcher.ask("watch", &watch).unwrap(), json!({"type": "ok"}));
     home.peer(["connect", &server.destination_by(proxy.address)]).run().id();
+    assert_output_survives_cuts(&home, &proxy, || fs::write(&watched, "changed").unwrap());
     assert_echo_survives_cuts(&home, &proxy);
 }
 
