@@ -12,9 +12,24 @@ use zeroize::Zeroizing;
 /// Most bytes of one value. A file travels as an array of numbers, four bytes each.
 const VALUE_MAX: usize = 128 * 1024 * 1024;
 
+/// Most bytes of an answer that is a line.
+const ANSWER_MAX: usize = 64 * 1024;
+
+/// What came of reading a line.
+enum Line {
+    /// It is there, or what there was of it at the end of the input.
+    Read,
+    /// It is longer than it may be.
+    TooLong,
+    /// The input has ended.
+    End,
+}
+
 /// Reads values one after the other.
 pub(crate) struct JsonInput<R = BufReader<Stdin>> {
     lines: R,
+    /// Most bytes of one value.
+    most: usize,
     /// Reading has failed; it would fail again and again.
     is_broken: bool,
 }
@@ -28,7 +43,7 @@ impl JsonInput {
 
 impl<R: AsyncBufRead + Unpin> JsonInput<R> {
     fn new(lines: R) -> Self {
-        Self { lines, is_broken: false }
+        Self { lines, most: VALUE_MAX, is_broken: false }
     }
 
     /// Reads the text of the next value, adding lines until they parse; `None` at the end.
@@ -51,11 +66,16 @@ impl<R: AsyncBufRead + Unpin> JsonInput<R> {
         }
         loop {
             let before = bytes.len();
-            match self.lines.read_until(b'\n', &mut bytes).await {
-                Ok(0) if bytes.trim_ascii().is_empty() => return Ok(None),
-                Ok(0) => return Err(wrong("standard input ended in the middle of a JSON value")),
-                Ok(_) if bytes.len() > VALUE_MAX => return Err(wrong("a JSON value is too long")),
-                Ok(_) => {}
+            match self.read_line(&mut bytes, self.most).await {
+                Ok(Line::End) if bytes.trim_ascii().is_empty() => return Ok(None),
+                Ok(Line::End) => {
+                    return Err(wrong("standard input ended in the middle of a JSON value"))
+                }
+                Ok(Line::TooLong) => {
+                    let message = format!("a JSON value has more than {} bytes", self.most);
+                    return Err(wrong(&message));
+                }
+                Ok(Line::Read) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     self.is_broken = true;
@@ -86,8 +106,41 @@ impl<R: AsyncBufRead + Unpin> JsonInput<R> {
     /// It cannot be read.
     pub(crate) async fn line(&mut self) -> io::Result<Option<Secret>> {
         let mut line = Zeroizing::new(Vec::new());
-        let count = self.lines.read_until(b'\n', &mut line).await?;
-        Ok((count > 0).then(|| Secret::new(String::from_utf8_lossy(&line))))
+        match self.read_line(&mut line, ANSWER_MAX).await? {
+            Line::Read => Ok(Some(Secret::new(String::from_utf8_lossy(&line)))),
+            Line::End => Ok(None),
+            Line::TooLong => {
+                let words = format!("the answer has more than {ANSWER_MAX} bytes");
+                Err(io::Error::new(io::ErrorKind::InvalidData, words))
+            }
+        }
+    }
+
+    /// Appends the next line to `bytes`, which may then have `most` of them. Of a line that does not
+    /// fit the rest is skipped.
+    async fn read_line(&mut self, bytes: &mut Vec<u8>, most: usize) -> io::Result<Line> {
+        let before = bytes.len();
+        let mut too_long = false;
+        loop {
+            let there = self.lines.fill_buf().await?;
+            if there.is_empty() {
+                return Ok(match bytes.len() > before {
+                    _ if too_long => Line::TooLong,
+                    true => Line::Read,
+                    false => Line::End,
+                });
+            }
+            let newline = there.iter().position(|&byte| byte == b'\n');
+            let count = newline.map_or(there.len(), |newline| newline + 1);
+            too_long |= bytes.len() + count > most;
+            if !too_long {
+                bytes.extend_from_slice(&there[..count]);
+            }
+            self.lines.consume(count);
+            if newline.is_some() {
+                return Ok(if too_long { Line::TooLong } else { Line::Read });
+            }
+        }
     }
 
     /// Reads the next value; `None` at the end.
@@ -159,6 +212,24 @@ mod tests {
         let broken = "a line of standard input is no JSON";
         let end = "standard input ended in the middle of a JSON value";
         assert_eq!(seen, [broken, "{\"a\":1}", broken, end]);
+    }
+
+    #[tokio::test]
+    async fn a_value_has_a_limit_and_the_line_after_it_counts() {
+        // Endless, if its end was looked for.
+        let endless = tokio::io::BufReader::new(tokio::io::AsyncReadExt::chain(
+            tokio::io::AsyncReadExt::take(tokio::io::repeat(b'['), 1 << 26),
+            "\n[1]\n[2,\n3,\n4]\n\"x\"\n".as_bytes(),
+        ));
+        let mut input = JsonInput::new(endless);
+        input.most = 8;
+        let too_long = "a JSON value has more than 8 bytes";
+        assert_eq!(input.text().await.unwrap_err().message, too_long);
+        assert_eq!(*input.text().await.unwrap().unwrap(), "[1]\n");
+        // Also where its lines are short.
+        assert_eq!(input.text().await.unwrap_err().message, too_long);
+        assert_eq!(*input.text().await.unwrap().unwrap(), "\"x\"\n");
+        assert!(input.text().await.unwrap().is_none());
     }
 
     #[tokio::test]
