@@ -7,6 +7,7 @@ pub mod daemon;
 pub mod manager;
 pub mod paths;
 pub mod plugin;
+mod range;
 mod seconds;
 pub mod server;
 pub mod wire;

@@ -187,6 +187,7 @@ impl From<BindServer> for String {
 
 /// A question with the id that its answer will have.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(from = "AskFields")]
 pub struct Ask {
     /// Chosen by the plugin, different for each ask of a launch.
     pub id: u64,
@@ -195,14 +196,36 @@ pub struct Ask {
     pub question: AskKind,
 }
 
-/// The two kinds of questions.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// An ask as it is read: the members of every kind that this build knows.
+#[derive(Deserialize)]
+struct AskFields {
+    id: u64,
+    #[serde(default)]
+    challenge: Option<Challenge>,
+    #[serde(default)]
+    verification: Option<Verification>,
+}
+
+impl From<AskFields> for Ask {
+    fn from(AskFields { id, challenge, verification }: AskFields) -> Self {
+        let verification = verification.map(AskKind::Verification);
+        let question = challenge.map(AskKind::Challenge).or(verification);
+        Self { id, question: question.unwrap_or(AskKind::Other) }
+    }
+}
+
+/// The kinds of questions.
+#[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum AskKind {
     /// Wants a text for each question, such as a password.
     Challenge(Challenge),
     /// Wants yes or no, such as for an unknown host key.
     Verification(Verification),
+    /// A kind that this build does not know. It is answered as if nobody was there.
+    #[serde(skip)]
+    Other,
 }
 
 /// Questions that are asked together.
@@ -354,11 +377,13 @@ pub struct Progress {
     pub total: u64,
 }
 
-/// The stages of a launch, in their usual order.
+/// The stages of a launch, in their usual order; the first is the host's to tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Stage {
+    /// Waiting for other launches to end; `total` is how many wait before it.
+    Wait,
     /// Finding out the address.
     Resolve,
     /// Opening the connection.
@@ -426,6 +451,9 @@ mod tests {
         let text = r#"{"type":"verdict","id":1,"verdict":"postponed","until":3}"#;
         let HostMessage::Verdict(verdict) = serde_json::from_str(text).unwrap() else { panic!() };
         assert_eq!(verdict.result, VerdictKind::Other);
+        let text = r#"{"type":"ask","id":7,"fingerprint":{"finger":2}}"#;
+        let PluginMessage::Ask(ask) = serde_json::from_str(text).unwrap() else { panic!() };
+        assert!(matches!(ask, Ask { id: 7, question: AskKind::Other }));
         let text = r#"{"type":"error","kind":"melted","message":"x","new":[]}"#;
         let PluginMessage::Error(error) = serde_json::from_str(text).unwrap() else { panic!() };
         assert_eq!(error.kind, ErrorKind::Other);

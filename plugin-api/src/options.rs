@@ -98,10 +98,9 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// `invalid_option` if the value is no whole number.
+    /// `invalid_option` if the value is no whole number, or more than a year.
     pub fn duration_ms(&self, key: &str) -> Result<Option<Duration>, LaunchError> {
-        let parse = |value: &str| value.trim().parse().ok().map(Duration::from_millis);
-        self.parsed(key, OptionType::DurationMs, parse)
+        self.parsed(key, OptionType::DurationMs, |it| parse_ms(it).map(Duration::from_millis))
     }
 
     /// Reads a port.
@@ -243,12 +242,16 @@ impl OptionType {
     pub(crate) fn allows(&self, value: &str) -> bool {
         match self {
             Self::Bool => parse_bool(value).is_some(),
-            Self::DurationMs => value.trim().parse::<u64>().is_ok(),
+            Self::DurationMs => parse_ms(value).is_some(),
             Self::Port => value.trim().parse::<u16>().is_ok(),
             Self::Enum(words) => words.iter().any(|word| word.eq_ignore_ascii_case(value.trim())),
             Self::String | Self::Path | Self::PathList | Self::Other => true,
         }
     }
+}
+
+fn parse_ms(value: &str) -> Option<u64> {
+    value.trim().parse().ok().filter(|given| *given <= MILLISECONDS_MAX)
 }
 
 impl fmt::Display for OptionType {
@@ -257,7 +260,7 @@ impl fmt::Display for OptionType {
         match self {
             Self::String | Self::Other => f.write_str("text"),
             Self::Bool => f.write_str("`true` or `false`"),
-            Self::DurationMs => f.write_str("a whole number of milliseconds"),
+            Self::DurationMs => f.write_str("a whole number of milliseconds, at most a year"),
             Self::Path => f.write_str("a path"),
             Self::PathList => f.write_str("paths separated by commas"),
             Self::Port => f.write_str("a number from 0 to 65535"),
@@ -323,6 +326,9 @@ pub struct Schema(pub Vec<OptionSchema>);
 
 /// How many edits a key may be away from a known one to be taken for a typo of it.
 const TYPO_DISTANCE: usize = 3;
+
+/// A year. Clocks overflow far beyond it, and nobody waits so long.
+const MILLISECONDS_MAX: u64 = 365 * 24 * 60 * 60 * 1000;
 
 impl Schema {
     /// Checks a map against this schema and returns it with plain keys and defaults filled in.
@@ -491,7 +497,13 @@ mod tests {
         checked("backend=x", "option `backend` is `x`, but it has to be `ssh2` or `libssh`");
         checked(
             "timeout=-1",
-            "option `timeout` is `-1`, but it has to be a whole number of milliseconds",
+            "option `timeout` is `-1`, but it has to be a whole number of milliseconds, \
+             at most a year",
+        );
+        checked(
+            "timeout=18446744073709551615",
+            "option `timeout` is `18446744073709551615`, but it has to be a whole number of \
+             milliseconds, at most a year",
         );
     }
 }

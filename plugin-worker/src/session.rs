@@ -11,7 +11,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use distant_plugin_api::abi::Status;
 use distant_plugin_api::message::{
-    Answer, Ask, HostMessage, Offer, PluginHello, PluginMessage, Verdict, VerdictKind, MESSAGE_MAX,
+    Answer, Ask, AskKind, HostMessage, Offer, PluginHello, PluginMessage, Verdict, VerdictKind,
+    MESSAGE_MAX,
 };
 use distant_plugin_api::{ErrorKind, LaunchError};
 use rustix::io::Errno;
@@ -127,6 +128,9 @@ impl Session {
 
     fn ask(&self, ask: Ask) -> Result<Answer, Refusal> {
         let id = ask.id;
+        if let AskKind::Other = ask.question {
+            return Ok(Answer { id, answers: None, valid: None, cancelled: true });
+        }
         let mut state = lock(&self.state);
         if state.asks.len() >= OPEN_MAX {
             return Err(Refusal::Malformed("too many questions are open"));

@@ -170,7 +170,7 @@ async fn write_lines(
             biased;
             event = events.recv(), if reading => match event {
                 Some(Event::Sent { id }) => {
-                    pending.insert(id, timeout.map(|timeout| Instant::now() + timeout));
+                    pending.insert(id, timeout.and_then(|it| Instant::now().checked_add(it)));
                 }
                 Some(Event::Wrong { id: Some(id), error }) => {
                     let kind = protocol::ErrorKind::InvalidInput;

@@ -9,11 +9,11 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::cache::Cache;
-use super::manager_client::{gone, read, unexpected, ManagerClient};
+use super::manager_client::{extension, gone, read, unexpected, ManagerClient};
 use super::terminal;
 use crate::wire::client::Replies;
 use crate::wire::message::{
-    Header, ManagerRequest, ManagerResponse, UntypedRequest, UntypedResponse,
+    Header, ManagerExtension, ManagerRequest, ManagerResponse, UntypedRequest, UntypedResponse,
 };
 
 /// The connection to use: the one that was named, or the selected one.
@@ -103,7 +103,7 @@ impl Receiver {
     ///
     /// # Errors
     ///
-    /// The connection or the manager is gone.
+    /// The connection or the manager is gone, or whatever reason the manager gives for closing it.
     ///
     /// # Cancellation
     ///
@@ -118,9 +118,15 @@ impl Receiver {
             };
             tokio::select! {
                 reply = self.replies.next() => {
-                    match read(&reply.ok_or_else(gone)?)? {
+                    let reply = reply.ok_or_else(gone)?;
+                    match read(&reply)? {
                         ManagerResponse::Channel { response, .. } => return Ok(Some(response)),
-                        ManagerResponse::ChannelClosed { .. } => return Ok(None),
+                        ManagerResponse::ChannelClosed { .. } => {
+                            return match extension(&reply) {
+                                Some(ManagerExtension::Error(reason)) => Err(reason),
+                                _ => Ok(None),
+                            };
+                        }
                         _ => return Err(unexpected()),
                     }
                 }

@@ -18,6 +18,7 @@ use serde::{Deserialize, Deserializer};
 use toml::{Table, Value};
 
 use super::arguments::{parse_bind_server, Access, Level};
+use crate::range::OutOfRange;
 use crate::{manager, paths, plugin};
 
 /// All of it.
@@ -152,7 +153,7 @@ pub(crate) struct ServerWatch {
 }
 
 /// Every key that something reads. `*` stands for any name.
-const KNOWN: [&str; 46] = [
+const KNOWN: [&str; 49] = [
     "client.api.timeout",
     "client.connect.options",
     "client.launch.args",
@@ -169,6 +170,7 @@ const KNOWN: [&str; 46] = [
     "manager.access",
     "manager.limits.backlog",
     "manager.limits.channels",
+    "manager.limits.clients",
     "manager.limits.connect",
     "manager.limits.kill",
     "manager.limits.launches",
@@ -178,8 +180,10 @@ const KNOWN: [&str; 46] = [
     "manager.limits.plugin",
     "manager.limits.question",
     "manager.limits.questions",
+    "manager.limits.reconnect",
     "manager.limits.slow",
     "manager.limits.ticket",
+    "manager.limits.upload",
     "manager.log_file",
     "manager.log_level",
     "manager.unix_socket",
@@ -224,7 +228,8 @@ impl Config {
         for (path, text) in files.into_iter().flatten() {
             let broken = |error: toml::de::Error| broken(&path, &text, &error);
             // The types are checked file by file, because only here the lines are known.
-            toml::from_str::<Self>(&text).map_err(broken)?;
+            let own = toml::from_str::<Self>(&text).map_err(broken)?;
+            own.check().map_err(|error| wrong(&path).caused_by(error.to_string()))?;
             let table = text.parse::<Table>().map_err(broken)?;
             for key in unknown_keys(&table, "") {
                 unknown.push(format!("`{key}` in `{}`", path.display()));
@@ -240,6 +245,19 @@ impl Config {
         })?;
         Ok(Self { unknown, ..config })
     }
+}
+
+impl Config {
+    /// Checks the limits among it.
+    fn check(&self) -> Result<(), OutOfRange> {
+        self.manager.limits.check("manager.limits")?;
+        self.manager.worker.check("manager.worker")
+    }
+}
+
+fn wrong(path: &Path) -> LaunchError {
+    let message = format!("the configuration file `{}` is wrong", path.display());
+    LaunchError::new(ErrorKind::InvalidOption, message)
 }
 
 fn read(path: &Path, must_exist: bool) -> Result<Option<(PathBuf, String)>, LaunchError> {
@@ -408,6 +426,38 @@ mod tests {
         assert_eq!(config.manager.limits, limits);
         assert_eq!(config.manager.worker.grace, Duration::from_secs(3));
         assert!(load(["[manager.limits]\nslow = -1", ""]).is_err());
+    }
+
+    #[test]
+    fn a_limit_with_which_nothing_would_work_is_an_error_that_says_what_is_allowed() {
+        for (table, line, allowed) in [
+            ("manager.limits", "launches = 0", "from 1 to 1024"),
+            ("manager.limits", "pending = 1000000", "from 1 to 1024"),
+            ("manager.limits", "clients = 0", "from 1 to 65536"),
+            ("manager.limits", "backlog = 9999999999", "from 65536 to 1073741824"),
+            ("manager.limits", "plugin = 0", "from 0.1 to 86400"),
+            ("manager.limits", "kill = 86401", "from 0.1 to 86400"),
+            ("manager.worker", "hello = 0.01", "from 0.1 to 3600"),
+            ("manager.worker", "grace = 1e7", "from 0 to 3600"),
+            ("manager.worker", "output_rate = 0", "from 4096 to 1073741824"),
+        ] {
+            let error = load([format!("[{table}]\n{line}").as_str(), ""])
+                .unwrap_err()
+                .one_line()
+                .into_owned();
+            let (key, value) = line.split_once(" = ").unwrap();
+            let value: f64 = value.parse().unwrap();
+            let expected = format!(
+                "the configuration file `1.toml` is wrong: \
+                 `{table}.{key}` is {value}, and has to be {allowed}"
+            );
+            assert_eq!(error, expected);
+        }
+        check_error(
+            "[client.api]\ntimeout = 1e18",
+            "the configuration file `1.toml` is wrong in line 2: \
+             it has to be a number of seconds from 0 to 31536000, a year",
+        );
     }
 
     #[test]

@@ -13,9 +13,11 @@ use serde_json::json;
 
 use super::arguments::{Format, Manager, Select};
 use super::cache::Cache;
+use super::launch::attend;
 use super::manager_client::{unexpected, ManagerClient, Missing};
 use super::person::Person;
 use super::terminal::sanitise;
+use super::timings::Trace;
 use super::{elsewhere, listen, Context, Failure};
 use crate::wire::message::{ConnectionInfo, ConnectionList, ManagerRequest, ManagerResponse};
 
@@ -43,7 +45,7 @@ pub(crate) fn run(arguments: Manager, context: &Context) -> Result<ExitCode, Fai
         match &arguments {
             Manager::Version(_) => show_version(&manager, context).await?,
             Manager::Info(it) => show_info(&manager, it.id, context).await?,
-            Manager::Kill(it) => kill(&manager, it.id, context).await?,
+            Manager::Kill(it) => kill(&manager, it.id, &mut person, context).await?,
             Manager::List(it) => {
                 let selected = Cache::read(&it.cache.cache).selected();
                 show_list(&list(&manager).await?, selected, context)?;
@@ -125,8 +127,15 @@ fn parts(destination: &str) -> [String; 3] {
     }
 }
 
-async fn kill(manager: &ManagerClient, id: u32, context: &Context) -> Result<(), LaunchError> {
-    let reply = manager.ask(&ManagerRequest::Kill { id }).await;
+async fn kill(
+    manager: &ManagerClient,
+    id: u32,
+    person: &mut Person<'_>,
+    context: &Context,
+) -> Result<(), LaunchError> {
+    // It may have something to say before it is done.
+    let mut trace = Trace::new(context.started, false);
+    let reply = attend(manager, &ManagerRequest::Kill { id }, person, context, &mut trace).await;
     match reply.map_err(|error| about(id, "cannot end", error))? {
         ManagerResponse::Killed => done(context),
         _ => Err(unexpected()),

@@ -217,6 +217,7 @@ fn error_line(error: &LaunchError) -> ErrorLine<'_> {
 fn progress_text(progress: &Progress) -> String {
     let stage = stage_text(progress.stage);
     match progress.total {
+        before if progress.stage == Stage::Wait => wait_text(before),
         0 => stage.to_owned(),
         total => format!("{stage}: {} %", progress.done.min(total) * 100 / total),
     }
@@ -225,6 +226,7 @@ fn progress_text(progress: &Progress) -> String {
 /// What a plugin does in a stage, for people.
 pub(crate) fn stage_text(stage: Stage) -> &'static str {
     match stage {
+        Stage::Wait => "waiting for other launches to end",
         Stage::Resolve => "resolving the name",
         Stage::Connect => "connecting",
         Stage::HostKey => "checking the host key",
@@ -234,6 +236,13 @@ pub(crate) fn stage_text(stage: Stage) -> &'static str {
         Stage::Start => "starting the server",
         Stage::Offer => "connecting to the server",
         _ => "launching",
+    }
+}
+
+fn wait_text(before: u64) -> String {
+    match before {
+        0 => "waiting for another launch to end, as the next one".to_owned(),
+        before => format!("waiting for other launches to end, {before} of them before this one"),
     }
 }
 
@@ -301,6 +310,10 @@ mod tests {
     fn progress_reads_as_a_person_would_say_it() {
         let progress = |stage, done, total| progress_text(&Progress { stage, done, total });
         assert_eq!(progress(Stage::Authenticate, 0, 0), "logging in");
+        assert_eq!(
+            progress(Stage::Wait, 0, 2),
+            "waiting for other launches to end, 2 of them before this one"
+        );
         assert_eq!(progress(Stage::Upload, 3, 4), "uploading distant: 75 %");
         assert_eq!(progress(Stage::Upload, 9, 4), "uploading distant: 100 %");
     }

@@ -8,14 +8,16 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use distant_plugin_api::{ErrorKind, LaunchError};
 use tokio::sync::{mpsc, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::connections::Connection;
 use super::requester::{Requester, Session};
 use super::service::Manager;
+use super::Limits;
 use crate::wire::channel;
-use crate::wire::client::Replies;
+use crate::wire::client::{Replies, Status};
 use crate::wire::envelope::{Request, Response};
 use crate::wire::message::{Header, ManagerResponse};
 
@@ -127,23 +129,24 @@ pub(super) async fn open(
     // In order: no reply of the server can come before this one.
     requester.tell(&ManagerResponse::ChannelOpened { id }).await;
     tokio::spawn(async move {
-        serve(&manager, &requester, &channel, id, replies).await;
+        let reason = serve(&manager, &requester, &channel, id, replies).await;
         manager.channels.remove(id);
         drop(permit);
         if !channel.closed.is_cancelled() {
-            requester.tell(&ManagerResponse::ChannelClosed { id }).await;
+            requester.tell_because(&ManagerResponse::ChannelClosed { id }, reason).await;
         }
     });
     Ok(())
 }
 
+/// Serves a channel until it has to be closed, and returns why, where its client may not know.
 async fn serve(
     manager: &Manager,
     requester: &Requester,
     channel: &Channel,
     id: u32,
     replies: Replies,
-) {
+) -> Option<LaunchError> {
     // What waits in it has a permit of the client's backlog, which is its bound.
     let (sender, receiver) = mpsc::unbounded_channel();
     let backlog = &requester.session.backlog;
@@ -154,11 +157,31 @@ async fn serve(
         }
     };
     tokio::select! {
-        () = deliver(requester, id, receiver) => {}
-        () = overrun => tracing::warn!(channel = id, "closed: its client does not take what comes"),
-        () = channel.closed.cancelled() => {}
-        () = channel.connection.over.cancelled() => {}
-        () = requester.session.gone.cancelled() => {}
+        () = deliver(requester, id, receiver) => None,
+        () = overrun => {
+            tracing::warn!(channel = id, "closed: its client does not take what comes");
+            Some(fallen_behind(&manager.limits))
+        }
+        () = channel.closed.cancelled() => None,
+        () = channel.connection.over.cancelled() => Some(over(&channel.connection)),
+        () = requester.session.gone.cancelled() => None,
+    }
+}
+
+fn fallen_behind(limits: &Limits) -> LaunchError {
+    let (backlog, patience) = (limits.backlog / 1024, limits.patience.as_secs_f64());
+    let message = "the manager closed the channel, as this end does not keep up with the server";
+    LaunchError::new(ErrorKind::Other, message).caused_by(format!(
+        "more than {backlog} KiB waited to be taken, and nothing was taken for {patience} s"
+    ))
+}
+
+fn over(connection: &Connection) -> LaunchError {
+    let message = format!("the connection {} is over", connection.id);
+    let error = LaunchError::new(ErrorKind::Unreachable, message);
+    match &*connection.client.status().borrow() {
+        Status::Closed { reason } => error.caused_by(reason.clone()),
+        Status::Connected | Status::Reconnecting { .. } => error.caused_by("it was ended here"),
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::connections::{Connection, Server};
+use super::connections::{Connection, Resident, Server};
 use crate::wire::client::Status;
 use crate::wire::envelope::Request;
 use crate::wire::message::{ClientExtension, EXTENSION};
@@ -42,6 +42,13 @@ pub(super) async fn end(connection: &Connection, limit: Duration) -> Result<(), 
         Err(error) => tracing::warn!(connection = connection.id, "killed, but {error}"),
     }
     result
+}
+
+/// Whether ending the server has to wait until it can be reached again.
+pub(super) fn has_to_wait(connection: &Connection) -> bool {
+    let is_held = |resident: &Resident| !resident.gone.is_cancelled();
+    let is_lost = matches!(*connection.client.status().borrow(), Status::Reconnecting { .. });
+    matches!(&connection.server, Server::Launched { resident, .. } if !is_held(resident)) && is_lost
 }
 
 async fn end_server(connection: &Connection) -> Result<(), KillError> {

@@ -60,8 +60,10 @@ async fn launch(
     let plan = Plan::make(&manager.registry, destination.expose(), options.expose(), extension);
     let plan = unless_unwanted(manager, requester, plan).await??;
     requester.step(Step::Queue);
-    let slot = Arc::clone(&manager.slots).acquire_owned();
-    let slot = unless_unwanted(manager, requester, slot).await?.ok();
+    let waits = |before: usize| {
+        requester.progress(Progress { stage: Stage::Wait, done: 0, total: before as u64 });
+    };
+    let place = unless_unwanted(manager, requester, manager.places.take(waits)).await?;
     let Plan { entry, request, timeout, verbose, shown } = plan;
     tracing::info!(destination = %request.destination, plugin = entry.name, "launching");
     requester.step(Step::Worker);
@@ -85,9 +87,10 @@ async fn launch(
         offers: Offers::new(timeout, manager.limits.slow),
         questions: FuturesUnordered::new(),
         uploaded: 0,
+        upload_until: None,
         proven: None,
     };
-    launch.run((slot, pending)).await
+    launch.run((place, pending)).await
 }
 
 /// Waits for something, unless the client goes away or the manager ends meanwhile.
@@ -138,6 +141,8 @@ struct Launch {
     questions: FuturesUnordered<BoxFuture<'static, Answer>>,
     /// Bytes of an upload so far.
     uploaded: u64,
+    /// When an upload that gets on does not count any more.
+    upload_until: Option<Instant>,
     proven: Option<Proven>,
 }
 
@@ -236,10 +241,14 @@ impl Launch {
             PluginMessage::Notice(notice) => self.requester.notice(notice),
             PluginMessage::Progress(progress) => {
                 // An upload takes as long as the network makes it; it counts as alive for as long
-                // as it gets on.
+                // as it gets on. But a byte now and then would hold its place for ever.
                 if progress.stage == Stage::Upload && progress.done > self.uploaded {
                     self.uploaded = progress.done;
-                    self.clock.rewind();
+                    let most = self.manager.limits.upload;
+                    let until = *self.upload_until.get_or_insert_with(|| Instant::now() + most);
+                    if Instant::now() < until {
+                        self.clock.rewind();
+                    }
                 }
                 self.requester.step(Step::Plugin(progress.stage));
                 self.requester.progress(progress);
@@ -272,6 +281,11 @@ impl Launch {
     }
 
     fn offer(&mut self, offer: Offer) -> Result<(), LaunchError> {
+        if self.offers.get(offer.id).is_some() {
+            // It asks for the next verdict, and is no new one.
+            self.offers.add(offer, false);
+            return Ok(());
+        }
         if self.offers.len() >= self.manager.limits.offers {
             return Err(self.broke("offered too many servers"));
         }

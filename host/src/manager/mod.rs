@@ -11,6 +11,7 @@ mod connect;
 mod connections;
 mod kill;
 mod launch;
+mod line;
 mod offers;
 mod plan;
 mod questions;
@@ -31,12 +32,16 @@ use tokio::signal::unix::{signal, Signal, SignalKind};
 use tokio_util::sync::CancellationToken;
 
 use crate::plugin;
+use crate::range::{number, seconds, OutOfRange};
 use crate::wire::server::{serve, ServerOptions};
 use service::{Manager, Requests};
 use socket::Socket;
 
 /// Requests of one client that wait for their server to take them; the rest wait unread.
 const REQUESTS: usize = 128;
+
+/// Seconds of the longest time that can be set: a day.
+const LONGEST: f64 = 86_400.0;
 
 /// Whom the socket is for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -87,6 +92,9 @@ pub struct Limits {
     /// top; while a question is open this clock stands still.
     #[serde(deserialize_with = "crate::seconds::deserialize")]
     pub plugin: Duration,
+    /// An upload may take longer than that, for as long as it gets on, but not longer than this.
+    #[serde(deserialize_with = "crate::seconds::deserialize")]
+    pub upload: Duration,
     /// For somebody to answer a question.
     #[serde(deserialize_with = "crate::seconds::deserialize")]
     pub question: Duration,
@@ -106,6 +114,8 @@ pub struct Limits {
     /// For a server to end, and for all of them when the manager does.
     #[serde(deserialize_with = "crate::seconds::deserialize")]
     pub kill: Duration,
+    /// Clients at the same time; more are turned away.
+    pub clients: usize,
     /// Channels of one client that are open at the same time.
     pub channels: usize,
     /// Bytes from servers that one client has not taken yet.
@@ -113,6 +123,46 @@ pub struct Limits {
     /// How long a client that does not take them may hold up a server's connection.
     #[serde(deserialize_with = "crate::seconds::deserialize")]
     pub patience: Duration,
+    /// How long a released server that does not answer, or refuses, is asked to take a lost
+    /// connection up again.
+    #[serde(deserialize_with = "crate::seconds::deserialize")]
+    pub reconnect: Duration,
+}
+
+impl Limits {
+    /// Checks that launches can work within these limits, and that they are limits.
+    ///
+    /// # Errors
+    ///
+    /// The first that is out of its range, by its name behind `prefix`.
+    pub fn check(&self, prefix: &str) -> Result<(), OutOfRange> {
+        let key = |name: &str| format!("{prefix}.{name}");
+        for (name, given, most) in [
+            ("launches", self.launches, 1024),
+            ("pending", self.pending, 1024),
+            ("questions", self.questions, 1024),
+            ("offers", self.offers, 1024),
+            ("clients", self.clients, 65_536),
+            ("channels", self.channels, 65_536),
+        ] {
+            number(&key(name), given, 1..=most)?;
+        }
+        number(&key("backlog"), self.backlog, 64 * 1024..=1024 * 1024 * 1024)?;
+        for (name, given, least) in [
+            ("plugin", self.plugin, 0.1),
+            ("upload", self.upload, 0.0),
+            ("question", self.question, 0.1),
+            ("slow", self.slow, 0.0),
+            ("ticket", self.ticket, 0.1),
+            ("connect", self.connect, 0.1),
+            ("kill", self.kill, 0.1),
+            ("patience", self.patience, 0.0),
+            ("reconnect", self.reconnect, 0.0),
+        ] {
+            seconds(&key(name), given, least..=LONGEST)?;
+        }
+        Ok(())
+    }
 }
 
 impl Default for Limits {
@@ -121,6 +171,7 @@ impl Default for Limits {
             launches: 16,
             pending: 64,
             plugin: Duration::from_secs(120),
+            upload: Duration::from_secs(60 * 60),
             question: Duration::from_secs(5 * 60),
             questions: 8,
             offers: 16,
@@ -128,9 +179,11 @@ impl Default for Limits {
             ticket: Duration::from_secs(30),
             connect: Duration::from_secs(15),
             kill: Duration::from_secs(5),
+            clients: 512,
             channels: 256,
             backlog: 16 * 1024 * 1024,
             patience: Duration::from_secs(2),
+            reconnect: Duration::from_secs(2 * 60),
         }
     }
 }
@@ -202,7 +255,8 @@ pub async fn run(settings: Settings, ready: impl FnOnce()) -> Result<(), Manager
     let (socket, listener) = Socket::bind(&settings.socket, settings.access).await?;
     let manager = Arc::new(Manager::new(settings.plugins, settings.limits));
     let service = Arc::new(Requests(Arc::clone(&manager)));
-    let options = ServerOptions { requests: REQUESTS, ..ServerOptions::unix() };
+    let clients = manager.limits.clients;
+    let options = ServerOptions { requests: REQUESTS, clients, ..ServerOptions::unix() };
     let shutdown = CancellationToken::new();
     let _closes = shutdown.clone().drop_guard();
     let serving = tokio::spawn(serve(listener, options, service, shutdown.clone()));
@@ -213,12 +267,12 @@ pub async fn run(settings: Settings, ready: impl FnOnce()) -> Result<(), Manager
         () = signals.any() => tracing::info!("a signal ends the manager"),
         () = manager.stop_wanted() => tracing::info!("a client ends the manager"),
     }
+    // Whoever comes now finds nobody, and may start another one, which waits for this one's lock.
+    socket.remove();
     tokio::select! {
         () = manager.end() => {}
         () = signals.any() => tracing::warn!("a second signal: servers may be left"),
     }
-    // Before anybody is told, so that whoever waited for the end finds the name free.
-    socket.remove();
     manager.say_stopped().await;
     shutdown.cancel();
     drop(serving.await);

@@ -80,6 +80,17 @@ impl Requester {
         let _ = self.reply.send(response).await;
     }
 
+    /// Replies, and says why to a client that has a place for it.
+    pub(super) async fn tell_because(
+        &self,
+        response: &ManagerResponse,
+        reason: Option<LaunchError>,
+    ) {
+        let reason = reason.filter(|_| self.is_extended());
+        let header = reason.map_or_else(Header::new, |it| header(&ManagerExtension::Error(it)));
+        let _ = self.reply.send_with(header, response).await;
+    }
+
     /// Tells why the request failed.
     pub(super) async fn fail(&self, error: &LaunchError) {
         let payload = ManagerResponse::Error { description: error.one_line().into_owned() };
@@ -154,6 +165,8 @@ impl Requester {
                 let msg = Authentication::Verification { kind: kind.to_owned(), text };
                 (ask.id, self.put(manager, Expected::Validity, msg).await)
             }
+            // Nobody could be asked that; the plugin knows what to do without an answer.
+            _ => (ask.id, None),
         };
         let cancelled = given.is_none();
         match given {

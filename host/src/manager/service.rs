@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
+use distant_plugin_api::message::{LogLevel, Notice};
 use distant_plugin_api::secret::Secret;
 use distant_plugin_api::{ErrorKind, LaunchError};
 use futures::FutureExt;
@@ -15,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use super::channels::{self, Channels};
 use super::connections::Connections;
+use super::line::Places;
 use super::offers::Ways;
 use super::questions::Questions;
 use super::requester::{extension, Requester, Session};
@@ -40,7 +42,7 @@ pub(super) struct Manager {
     pub(super) tickets: Arc<Tickets>,
     pub(super) ways: Ways,
     /// Launches that may still run beside the others.
-    pub(super) slots: Arc<Semaphore>,
+    pub(super) places: Places,
     /// Fires when the manager ends: no launch and no connection begins any more.
     pub(super) ending: CancellationToken,
     stop_wanted: CancellationToken,
@@ -60,7 +62,7 @@ impl Manager {
             questions: Questions::default(),
             tickets: Arc::new(Tickets::new()),
             ways: Ways::default(),
-            slots: Arc::new(Semaphore::new(limits.launches)),
+            places: Places::new(limits.launches),
             ending: CancellationToken::new(),
             stop_wanted: CancellationToken::new(),
             stopped: CancellationToken::new(),
@@ -133,6 +135,11 @@ impl Manager {
 
     fn kill(self: Arc<Self>, requester: Requester, id: u32) -> Result<(), String> {
         let connection = self.connections.remove(id).ok_or(NO_CONNECTION)?;
+        if kill::has_to_wait(&connection) {
+            let limit = self.limits.kill.as_secs_f64();
+            let text = format!("the server cannot be reached now; it is waited for {limit} s");
+            requester.notice(Notice { level: LogLevel::Warn, text });
+        }
         tokio::spawn(async move {
             let response = match kill::end(&connection, self.limits.kill).await {
                 Ok(()) => ManagerResponse::Killed,
@@ -236,6 +243,13 @@ pub(super) struct Requests(pub(super) Arc<Manager>);
 #[async_trait]
 impl Service for Requests {
     type Session = Session;
+
+    fn admit(&self) -> Result<(), String> {
+        match self.0.ending.is_cancelled() {
+            true => Err("the manager is about to end".to_owned()),
+            false => Ok(()),
+        }
+    }
 
     fn open(&self, connection: u32, peer: &Peer) -> Session {
         let limits = &self.0.limits;

@@ -24,8 +24,8 @@ use crate::wire::server::{Listener, Peer};
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// For another manager that has the lock to have its socket too, or to give up.
-const STARTING: Duration = Duration::from_secs(5);
+/// For another manager that has the lock to have its socket too, to give up, or to end.
+const STARTING: Duration = Duration::from_secs(15);
 
 /// Between two looks at a manager that is just starting.
 const LOOK: Duration = Duration::from_millis(20);
@@ -342,6 +342,51 @@ mod tests {
         fs::write(&lock, "").unwrap();
         std::os::unix::fs::lchown(&lock, nobody, nobody).unwrap();
         assert!(matches!(bind(&path).await, Err(ManagerError::Foreign { uid: 65534, .. })));
+    }
+
+    #[tokio::test]
+    async fn another_user_is_turned_away_even_where_the_mode_would_let_them_in() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: only root can come as another user");
+            return;
+        }
+        let folder = folder();
+        let path = folder.path().join("it.sock");
+        let (_socket, mut listener) = bind(&path).await.unwrap();
+        for (path, mode) in [(folder.path(), 0o711), (&path, 0o666)] {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let connect = |uid: u32| {
+            let path = path.clone();
+            // Only this thread becomes somebody else, and it ends as such.
+            let connect = move || {
+                let uid = rustix::process::Uid::from_raw(uid);
+                rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+                std::os::unix::net::UnixStream::connect(path).unwrap()
+            };
+            std::thread::spawn(connect).join().unwrap()
+        };
+        let mut stranger = connect(65534);
+        let own = connect(0);
+        // The stranger came first, and it is not the one that is let in.
+        let (_stream, peer) = listener.accept().await.unwrap();
+        assert!(matches!(peer, Peer::Unix { uid: 0, .. }), "{peer:?}");
+        let mut said = Vec::new();
+        let read = std::io::Read::read_to_end(&mut stranger, &mut said);
+        assert_eq!((read.unwrap(), said), (0, Vec::new()));
+        drop(own);
+
+        // Somebody else's manager lets in whom its mode lets in.
+        let path = folder.path().join("open.sock");
+        let (_socket, mut listener) = Socket::bind(&path, Access::Anyone).await.unwrap();
+        let nobody = std::thread::spawn(move || {
+            let uid = rustix::process::Uid::from_raw(65534);
+            rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+            std::os::unix::net::UnixStream::connect(path).unwrap()
+        });
+        let (_stream, peer) = listener.accept().await.unwrap();
+        assert!(matches!(peer, Peer::Unix { uid: 65534, .. }), "{peer:?}");
+        nobody.join().unwrap();
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! What a worker says: messages, one JSON object a line, and its standard error.
 //!
 //! Everything is bounded here: the length of a line, the rate of all lines, the rate of the log
-//! among them, and what is remembered of standard error.
+//! among them, the rate of standard error and what is remembered of it.
 
 use std::collections::VecDeque;
 use std::io;
@@ -158,21 +158,25 @@ impl LastWords {
         Self { pipe, kept: VecDeque::with_capacity(STDERR_KEPT), ended: false }
     }
 
-    /// Reads some; waits for ever at the end.
+    /// Reads some, and returns how many bytes; waits for ever at the end.
     ///
     /// # Cancellation
     ///
     /// Nothing is lost when the future is dropped.
-    pub(super) async fn read(&mut self) {
+    pub(super) async fn read(&mut self) -> usize {
         if self.ended || self.pipe.readable().await.is_err() {
             return std::future::pending().await;
         }
         let mut chunk = [0; CHUNK];
         match self.pipe.try_read(&mut chunk) {
-            Ok(length) => self.keep(&chunk[..length]),
+            Ok(length) => {
+                self.keep(&chunk[..length]);
+                return length;
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => self.ended = true,
         }
+        0
     }
 
     /// Takes in what a dead worker left in the pipe, and returns its last lines.

@@ -27,6 +27,7 @@ use super::discovery::Kind;
 use super::registry::Entry;
 use super::supervisor::{broken, Line, Shared, Supervisor};
 use crate::paths;
+use crate::range::{number, seconds, OutOfRange};
 
 /// Messages to a worker that may wait until it reads them; one that leaves more unread is broken.
 const QUEUE: usize = 64;
@@ -34,6 +35,12 @@ const QUEUE: usize = 64;
 const EVENTS: usize = 16;
 /// Variables of the launching client that a worker gets in place of the manager's own.
 const CLIENT_ENVIRONMENT: [&str; 2] = ["SSH_AUTH_SOCK", "LANG"];
+
+/// Seconds of the longest time that can be set: an hour.
+const LONGEST: f64 = 3600.0;
+/// With fewer bytes a second no plugin could say what it has to.
+const LEAST_OUTPUT: u32 = 4 * 1024;
+const MOST_OUTPUT: u32 = 1024 * 1024 * 1024;
 
 /// How long a worker may take, and how much it may say.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
@@ -48,10 +55,27 @@ pub struct Limits {
     /// From SIGTERM to SIGKILL.
     #[serde(deserialize_with = "crate::seconds::deserialize")]
     pub terminate: Duration,
-    /// Bytes of messages at once; it may say no more until [`Limits::output_rate`] has made room.
+    /// Bytes of messages at once, and as many of standard error; it may say no more until
+    /// [`Limits::output_rate`] has made room.
     pub output: u32,
-    /// Bytes of messages a second.
+    /// Bytes of messages a second, and as many of standard error.
     pub output_rate: u32,
+}
+
+impl Limits {
+    /// Checks that a worker can work within these limits, and that they are limits.
+    ///
+    /// # Errors
+    ///
+    /// The first that is out of its range, by its name behind `prefix`.
+    pub fn check(&self, prefix: &str) -> Result<(), OutOfRange> {
+        let key = |name: &str| format!("{prefix}.{name}");
+        seconds(&key("hello"), self.hello, 0.1..=LONGEST)?;
+        seconds(&key("grace"), self.grace, 0.0..=LONGEST)?;
+        seconds(&key("terminate"), self.terminate, 0.0..=LONGEST)?;
+        number(&key("output"), self.output, LEAST_OUTPUT..=MOST_OUTPUT)?;
+        number(&key("output_rate"), self.output_rate, LEAST_OUTPUT..=MOST_OUTPUT)
+    }
 }
 
 impl Default for Limits {

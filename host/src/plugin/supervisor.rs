@@ -91,6 +91,9 @@ pub(super) struct Supervisor {
     shared: Arc<Shared>,
     allowance: Allowance,
     paused_until: Option<Instant>,
+    /// The same for standard error, of which nobody sees but the end.
+    noise: Allowance,
+    deaf_until: Option<Instant>,
     log: LogFilter,
     notices_left: u32,
     limits: Limits,
@@ -120,6 +123,8 @@ impl Supervisor {
             shared,
             allowance: Allowance::new(limits.output, limits.output_rate),
             paused_until: None,
+            noise: Allowance::new(limits.output, limits.output_rate),
+            deaf_until: None,
             log: LogFilter::new(log_level),
             notices_left: NOTICES_MAX,
             limits,
@@ -139,6 +144,7 @@ impl Supervisor {
                 () = self.shared.cancelled.cancelled(), if self.end == End::NotYet => self.cancel(),
                 () = until(self.end.deadline()) => self.press(),
                 () = until(self.paused_until) => self.paused_until = None,
+                () = until(self.deaf_until) => self.deaf_until = None,
                 Some(line) = self.queue.recv(), if self.unsent.is_empty() => self.unsent = line,
                 written = write(self.stdin.as_ref(), &self.unsent), if !self.unsent.is_empty() => {
                     match written {
@@ -154,7 +160,10 @@ impl Supervisor {
                         self.hear(heard);
                     }
                 }
-                () = self.last_words.read() => {}
+                length = self.last_words.read(), if self.deaf_until.is_none() => {
+                    let debt = self.noise.take(length);
+                    self.deaf_until = (!debt.is_zero()).then(|| Instant::now() + debt);
+                }
             }
         }
     }

@@ -302,7 +302,8 @@ pub enum ManagerExtension {
     Log(Log),
     /// When a step of a launch began; the payload is an `authenticate` with an `auth_info`.
     Timing(Timing),
-    /// Why a request failed; the payload is an `error`.
+    /// Why a request failed, the payload being an `error`; or why a channel was closed, the payload
+    /// being `channel_closed`.
     Error(LaunchError),
     /// A kind that this build does not know.
     #[serde(other)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::support::{Fixture, Launched, Person};
-use crate::wire::message::{ManagerRequest, ManagerResponse};
+use crate::wire::message::{ClientExtension, ManagerRequest, ManagerResponse};
 
 async fn connected(manager: &Fixture, server: &Launched, client: &Person) -> u32 {
     // Ends at whatever it hears after the verdict.
@@ -80,9 +80,13 @@ async fn channels_close_when_their_connection_is_killed() {
     let server = Launched::start().await;
     let (one, two) = (manager.client().await, manager.client().await);
     let id = connected(&manager, &server, &one).await;
-    let mut channel = two.channel(id).await;
+    let own = manager.own_client(ClientExtension::default()).await;
+    let (mut channel, mut told) = (two.channel(id).await, own.channel(id).await);
     assert!(matches!(one.one(ManagerRequest::Kill { id }).await, ManagerResponse::Killed));
-    channel.closed().await;
+    // A released program would not know what to do with a reason.
+    assert_eq!(channel.closed().await, None);
+    let reason = told.closed().await.unwrap();
+    assert_eq!(reason.one_line(), format!("the connection {id} is over: it was ended here"));
 }
 
 #[tokio::test]
@@ -93,7 +97,8 @@ async fn a_client_that_takes_nothing_neither_grows_the_manager_nor_holds_up_othe
     })
     .await;
     let server = Launched::start().await;
-    let (idle, busy) = (manager.client().await, manager.client().await);
+    let idle = manager.own_client(ClientExtension::default()).await;
+    let busy = manager.client().await;
     let id = connected(&manager, &server, &busy).await;
     let mut flooded = idle.channel(id).await;
     let mut channel = busy.channel(id).await;
@@ -103,7 +108,8 @@ async fn a_client_that_takes_nothing_neither_grows_the_manager_nor_holds_up_othe
     channel.send("2", json!({ "type": "echo", "text": "me too" })).await;
 
     assert_eq!(channel.next().await.0, "2");
-    flooded.closed().await;
+    let reason = flooded.closed().await;
+    assert!(reason.unwrap().one_line().contains("more than 64 KiB waited"));
     assert_eq!(busy.list().await.len(), 1);
 }
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 use distant_plugin_api::secret::Secret;
 use serde_json::json;
 
-use super::support::{soon, Fixture, Launched, Person};
+use super::support::{soon, Answers, Fixture, Launched, Person};
 use crate::wire::client::Status;
-use crate::wire::message::{ClientExtension, ManagerRequest, ManagerResponse};
+use crate::wire::message::{ClientExtension, ManagerRequest, ManagerResponse, EXTENSION};
 
 /// Offers a server and lets go of it.
 fn lets_go(offer: &str) -> String {
@@ -110,6 +110,56 @@ async fn a_server_that_nobody_can_end_is_said_to_be_left() {
     let error = error(&client, ManagerRequest::Kill { id }).await;
     assert!(error.contains("its process is not known"), "{error}");
     assert_eq!(client.list().await, []);
+}
+
+#[tokio::test]
+async fn who_ends_a_server_that_is_out_of_reach_hears_that_it_is_waited_for() {
+    let manager = Fixture::with(|limits| limits.kill = Duration::from_millis(300)).await;
+    let server = Launched::start().await;
+    let gate = manager.gate();
+    // The worker stays until the connection is lost, and leaves a server that lives.
+    let body = format!("{}\nhear; log held; read -r _ <'{}'", server.offer(1), gate.display());
+    let mut events = manager.plugin("box", &body);
+    let client = manager.own_client(ClientExtension::default()).await;
+    let launched = client.launch("box://there", "").await;
+    let id = connected_after(launched, &client).await;
+    assert_eq!(events.next().await, "held");
+    tokio::fs::write(&gate, "go\n").await.unwrap();
+    soon("a look at the server", server.looked_at(2)).await;
+    server.end();
+    soon("the loss", async {
+        loop {
+            let ManagerResponse::Info(info) = client.one(ManagerRequest::Info { id }).await else {
+                panic!()
+            };
+            if info.options.contains("reconnecting") {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+
+    let mut replies = client.ask(&ManagerRequest::Kill { id }).await;
+
+    let notice = replies.response().await.header[EXTENSION]["notice"]["text"].clone();
+    assert_eq!(notice, "the server cannot be reached now; it is waited for 0.3 s");
+    assert!(replies.error().await.contains("its server cannot be reached"));
+}
+
+/// Redeems a launch of a client that also hears how it goes.
+async fn connected_after(mut replies: Answers, client: &Person) -> u32 {
+    let launched = loop {
+        match replies.next().await {
+            ManagerResponse::Launched { destination } => break destination,
+            ManagerResponse::Authenticate { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    match client.connect(&launched).await {
+        ManagerResponse::Connected { id } => id,
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test]

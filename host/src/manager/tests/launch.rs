@@ -297,6 +297,11 @@ async fn more_launches_than_there_are_places_wait_in_line() {
     let launched = first.launched().await;
     assert_eq!(events.next().await, "started");
     let mut second = client.launch("box://there", "").await;
+    // Our own clients hear how many are before them, and when that changes.
+    let own = manager.own_client(ClientExtension::default()).await;
+    let mut third = own.launch("box://there", "").await;
+    let before = third.response().await.header[EXTENSION]["progress"].clone();
+    assert_eq!(before, json!({ "stage": "wait", "done": 0, "total": 1 }));
     // One whose client goes while it waits leaves the line.
     let gone = manager.client().await;
     let _replies = gone.launch("box://there", "").await;
@@ -305,9 +310,51 @@ async fn more_launches_than_there_are_places_wait_in_line() {
     // Only the first one's verdict makes room.
     assert!(matches!(client.connect(&launched).await, ManagerResponse::Connected { .. }));
     second.launched().await;
+    let before = third.response().await.header[EXTENSION]["progress"].clone();
+    assert_eq!(before, json!({ "stage": "wait", "done": 0, "total": 0 }));
     let both = [events.next().await, events.next().await];
     assert!(both.contains(&"started".to_owned()), "{both:?}");
     assert!(both.iter().any(|event| event.contains("connected")), "{both:?}");
+}
+
+#[tokio::test]
+async fn an_offer_that_is_repeated_is_no_new_one() {
+    let manager = Fixture::with(|limits| limits.offers = 2).await;
+    let server = Launched::start().await;
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let closed = server.offer_with(1, json!({ "port": nobody }));
+    let again = format!("{closed}\nhear; log \"$line\"\n").repeat(5);
+    let body = format!("{again}{}\nwhile hear; do log \"$line\"; done", server.offer(2));
+    let mut events = manager.plugin("box", &body);
+    let client = manager.client().await;
+
+    client.launch_and_connect("box://there").await;
+
+    for _ in 0..5 {
+        assert_eq!(events.next_json().await["verdict"], "unreachable");
+    }
+    assert_eq!(
+        events.next_json().await,
+        json!({ "type": "verdict", "id": 2, "verdict": "connected" })
+    );
+}
+
+#[tokio::test]
+async fn an_upload_that_drips_comes_to_an_end() {
+    let manager = Fixture::with(|limits| {
+        limits.plugin = Duration::from_millis(500);
+        limits.upload = Duration::from_millis(500);
+    })
+    .await;
+    let body = r#"exec 3<&0; (IFS= read -r _; kill $$) <&3 & n=0
+while :; do
+    n=$((n + 1)); say '{"type":"progress","stage":"upload","total":1000000,"done":'$n'}'
+    sleep 0.05
+done"#;
+    let _events = manager.plugin("box", body);
+    let client = manager.client().await;
+    let error = client.launch("box://there", "timeout=0").await.error().await;
+    assert!(error.contains("came to no end"), "{error}");
 }
 
 #[tokio::test]

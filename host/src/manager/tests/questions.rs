@@ -118,6 +118,17 @@ async fn nobody_else_can_answer() {
 }
 
 #[tokio::test]
+async fn a_question_of_an_unknown_kind_is_cancelled_and_the_launch_goes_on() {
+    let manager = Fixture::start().await;
+    let question = r#"say '{"type":"ask","id":7,"fingerprint":{"finger":2}}'"#;
+    let mut events = manager.plugin("box", &asks(question));
+    let client = manager.client().await;
+    assert_eq!(client.launch("box://there", "").await.error().await, "enough");
+    let answer = events.next_json().await;
+    assert_eq!((&answer["id"], &answer["cancelled"]), (&7.into(), &true.into()), "{answer}");
+}
+
+#[tokio::test]
 async fn where_nobody_is_there_a_question_is_cancelled_at_once() {
     let manager = Fixture::start().await;
     let mut events = manager.plugin("box", &asks(VERIFICATION));

@@ -2,9 +2,9 @@
 
 use serde_json::json;
 
-use super::support::{Fixture, Launched};
+use super::support::{soon, Fixture, Launched};
 use crate::manager::{run, ManagerError, Settings};
-use crate::wire::client::Status;
+use crate::wire::client::{Client, ClientOptions, Status};
 use crate::wire::message::{ClientExtension, ManagerRequest, ManagerResponse};
 
 #[tokio::test]
@@ -78,4 +78,51 @@ async fn stop_ends_servers_workers_and_the_manager_and_leaves_nothing() {
     let mut status = client.client.status();
     let closed = status.wait_for(|status| matches!(status, Status::Closed { .. })).await;
     assert!(closed.is_ok());
+}
+
+#[tokio::test]
+async fn who_comes_while_a_manager_ends_gets_the_next_one() {
+    let manager = Fixture::start().await;
+    let gate = manager.gate();
+    let body = format!("log started; read -r _; log asked; read -r _ <'{}'", gate.display());
+    let mut events = manager.plugin("slow", &body);
+    let client = manager.client().await;
+    let _launch = client.launch("slow://there", "").await;
+    assert_eq!(events.next().await, "started");
+    // Another name for the same socket, as whoever has just connected to it has it.
+    let late = manager.folder.path().join("late.sock");
+    std::fs::hard_link(&manager.socket, &late).unwrap();
+    let own =
+        manager.own_client(ClientExtension { stop: true, ..ClientExtension::default() }).await;
+    let mut stopped = own.ask(&ManagerRequest::Version).await;
+    assert_eq!(events.next().await, "asked");
+
+    let refused = Client::connect_unix(&late, ClientOptions::unix(), ()).await.unwrap_err();
+    assert_eq!(refused.to_string(), "the manager is about to end");
+    let (sender, mut ready) = tokio::sync::oneshot::channel();
+    let next = run(Settings::new(&manager.socket), move || sender.send(()).unwrap());
+    let next = tokio::spawn(next);
+    assert!(ready.try_recv().is_err());
+
+    tokio::fs::write(&gate, "go\n").await.unwrap();
+    assert!(matches!(stopped.next().await, ManagerResponse::Version { .. }));
+    soon("the next manager", ready).await.unwrap();
+    let socket = manager.socket.clone();
+    let (result, _folder) = manager.ended().await;
+    result.unwrap();
+    assert!(Client::connect_unix(&socket, ClientOptions::unix(), ()).await.is_ok());
+    next.abort();
+}
+
+#[tokio::test]
+async fn clients_are_limited_and_the_one_too_many_is_told() {
+    let manager = Fixture::with(|limits| limits.clients = 2).await;
+    let (first, second) = (manager.client().await, manager.client().await);
+    let connect = || Client::connect_unix(&manager.socket, ClientOptions::unix(), ());
+    let refused = connect().await.unwrap_err();
+    assert_eq!(refused.to_string(), "there are 2 clients already, and no more are let in");
+    assert_eq!(second.list().await, []);
+
+    drop(first);
+    soon("its place", async { while connect().await.is_err() {} }).await;
 }

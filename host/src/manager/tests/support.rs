@@ -7,11 +7,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use distant_plugin_api::destination::Destination;
 use distant_plugin_api::secret::{Secret, SessionKey};
+use distant_plugin_api::LaunchError;
 use serde_json::{json, Value};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::net::unix::pipe;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -21,8 +22,8 @@ use crate::plugin::{Folder, Origin};
 use crate::wire::client::{Client, ClientOptions, Replies};
 use crate::wire::envelope::{Request, Response};
 use crate::wire::message::{
-    AuthenticationResponse, ClientExtension, Header, ManagerRequest, ManagerResponse,
-    UntypedRequest, EXTENSION,
+    AuthenticationResponse, ClientExtension, Header, ManagerExtension, ManagerRequest,
+    ManagerResponse, UntypedRequest, EXTENSION,
 };
 use crate::wire::server::{serve, Peer, Reply, ServerOptions, Service};
 
@@ -287,11 +288,19 @@ impl Channel<'_> {
         }
     }
 
-    /// Waits for the manager to close it, whatever comes before.
-    pub(super) async fn closed(&mut self) {
+    /// Waits for the manager to close it, whatever comes before, and returns why, if it says so.
+    pub(super) async fn closed(&mut self) -> Option<LaunchError> {
         loop {
-            match self.replies.next().await {
-                ManagerResponse::ChannelClosed { id } => return assert_eq!(id, self.id),
+            let response = self.replies.response().await;
+            match response.parse().unwrap() {
+                ManagerResponse::ChannelClosed { id } => {
+                    assert_eq!(id, self.id);
+                    let extension = response.header.get(EXTENSION)?.clone();
+                    match serde_json::from_value(extension).unwrap() {
+                        ManagerExtension::Error(reason) => return Some(reason),
+                        other => panic!("{other:?}"),
+                    }
+                }
                 ManagerResponse::Channel { .. } => {}
                 other => panic!("{other:?}"),
             }
@@ -305,6 +314,7 @@ pub(super) struct Launched {
     pub(super) key: SessionKey,
     end: CancellationToken,
     events: mpsc::UnboundedReceiver<String>,
+    looks: watch::Receiver<u32>,
 }
 
 impl Launched {
@@ -315,9 +325,10 @@ impl Launched {
         let key = SessionKey::new(rand::random());
         let end = CancellationToken::new();
         let (sender, events) = mpsc::unbounded_channel();
-        let service = Arc::new(Does { events: sender, end: end.clone() });
+        let (count, looks) = watch::channel(0);
+        let service = Arc::new(Does { events: sender, end: end.clone(), looks: count });
         tokio::spawn(serve(listener, ServerOptions::tcp(key.clone()), service, end.clone()));
-        Self { port, key, end, events }
+        Self { port, key, end, events, looks }
     }
 
     /// The offer of it that a plugin makes, by id.
@@ -342,6 +353,11 @@ impl Launched {
         soon("an event of the server", self.events.recv()).await.unwrap()
     }
 
+    /// Waits until somebody has asked so often whether it is there.
+    pub(super) async fn looked_at(&self, times: u32) {
+        self.looks.clone().wait_for(|looks| *looks >= times).await.unwrap();
+    }
+
     /// Ends it as a crash would, for its connections.
     pub(super) fn end(&self) {
         self.end.cancel();
@@ -361,6 +377,7 @@ impl Drop for Launched {
 
 /// What the server can do.
 struct Does {
+    looks: watch::Sender<u32>,
     events: mpsc::UnboundedSender<String>,
     end: CancellationToken,
 }
@@ -377,6 +394,7 @@ impl Service for Does {
         match payload["type"].as_str().unwrap() {
             "version" => {
                 let _ = reply.send(&json!({ "type": "version" })).await;
+                self.looks.send_modify(|looks| *looks += 1);
                 if does_stop {
                     let _ = self.events.send("stop".to_owned());
                     self.end.cancel();

@@ -435,3 +435,25 @@ async fn the_log_is_kept_as_far_as_wanted_and_readable() {
     assert_eq!(wanted + left_out, 1500);
     assert_eq!(texts.last(), Some(&"last"));
 }
+
+#[tokio::test]
+async fn a_plugin_that_floods_its_standard_error_is_slowed_down() {
+    let mut lab = Lab::new();
+    lab.place.settings.limits.output = 64 * 1024;
+    lab.place.settings.limits.output_rate = 64 * 1024;
+    lab.registry = lab.place.registry();
+    // Each notice comes after as much noise as a pipe holds.
+    let body = "while :; do head -c 65536 /dev/zero >&2; notice more; done";
+    let mut process = lab.launch(body).await;
+    let second = tokio::time::sleep(Duration::from_secs(1));
+    tokio::pin!(second);
+    let mut notices = 0;
+    loop {
+        tokio::select! {
+            () = &mut second => break,
+            _ = process.next() => notices += 1,
+        }
+    }
+    // What the pipe and the allowance hold, and what a second allows.
+    assert!((1..=6).contains(&notices), "{notices}");
+}

@@ -38,6 +38,8 @@ pub(super) struct Connection<S: Service> {
     takeovers: watch::Sender<u64>,
     requests: Arc<Semaphore>,
     limit: Arc<Limit>,
+    /// Given back with the last trace of it.
+    _place: OwnedSemaphorePermit,
 }
 
 /// What is known only between frames.
@@ -110,8 +112,8 @@ pub(super) async fn run<T: Socket, S: Service>(
     };
     drop(place);
     let (connection, attachment) = match client {
-        Client::New { id, password, is_proved } => {
-            let connection = open(&server, &stream, id, password, is_proved, &peer);
+        Client::New { id, password, is_proved, place } => {
+            let connection = open(&server, &stream, (id, password, is_proved), &peer, place);
             // Nobody else knows it yet.
             let Some(attachment) = connection.take_over().await else { return };
             if server.options.reconnect.is_some() {
@@ -157,10 +159,9 @@ pub(super) async fn run<T: Socket, S: Service>(
 fn open<T: Socket, S: Service>(
     server: &Server<S>,
     stream: &Stream<T>,
-    id: u32,
-    password: SharedKey,
-    is_proved: bool,
+    (id, password, is_proved): (u32, SharedKey, bool),
     peer: &Peer,
+    place: OwnedSemaphorePermit,
 ) -> Arc<Connection<S>> {
     let keep = if server.options.reconnect.is_some() { server.options.backup } else { 0 };
     Arc::new(Connection {
@@ -173,6 +174,7 @@ fn open<T: Socket, S: Service>(
         claims: watch::channel(0).0,
         takeovers: watch::channel(0).0,
         requests: Arc::new(Semaphore::new(server.options.requests)),
+        _place: place,
         limit: Arc::new(Limit {
             frame: server.options.frame,
             refusal: {

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use distant_plugin_api::secret::SessionKey;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{interval_at, Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -116,6 +116,9 @@ pub struct ServerOptions {
     pub unauthenticated: usize,
     /// For a connection to authenticate.
     pub authentication: Duration,
+    /// Connections that are authenticated, those included that may be taken up again; more are
+    /// turned away, and told so.
+    pub clients: usize,
     /// Requests of one connection that are handled at the same time; more wait unread.
     pub requests: usize,
     /// Bytes of a frame, in both directions.
@@ -135,6 +138,7 @@ impl ServerOptions {
             plain: false,
             unauthenticated: 64,
             authentication: Duration::from_secs(10),
+            clients: 4096,
             requests: 1024,
             frame: FRAME_MAX,
             backup: 16 * 1024 * 1024,
@@ -150,6 +154,7 @@ impl ServerOptions {
             plain: true,
             unauthenticated: 256,
             authentication: Duration::from_secs(10),
+            clients: 512,
             requests: 1024,
             frame: FRAME_MAX,
             backup: 0,
@@ -166,6 +171,15 @@ impl ServerOptions {
 pub trait Service: Send + Sync + 'static {
     /// What is kept of one connection.
     type Session: Send + Sync + 'static;
+
+    /// Whether a client that has shown what it has to is let in; comes before `open`.
+    ///
+    /// # Errors
+    ///
+    /// Why it is not, for its user.
+    fn admit(&self) -> Result<(), String> {
+        Ok(())
+    }
 
     /// A connection is authenticated.
     fn open(&self, connection: u32, peer: &Peer) -> Self::Session;
@@ -204,6 +218,7 @@ pub async fn serve<L: Listener, S: Service>(
 ) {
     let server = Arc::new(Server {
         newcomers: Arc::new(Semaphore::new(options.unauthenticated)),
+        clients: Arc::new(Semaphore::new(options.clients)),
         options,
         service,
         shutdown,
@@ -246,6 +261,8 @@ struct Server<S: Service> {
     shutdown: CancellationToken,
     /// Places for connections that did not authenticate yet.
     newcomers: Arc<Semaphore>,
+    /// Places for those that did.
+    clients: Arc<Semaphore>,
     /// Those that can be taken up again.
     connections: Mutex<HashMap<u32, Arc<Connection<S>>>>,
     heart: Heart,
@@ -283,6 +300,14 @@ impl Drop for Listening<'_> {
 }
 
 impl<S: Service> Server<S> {
+    /// A place for a client that has shown what it has to, or what it is told in place of one.
+    fn admit(&self) -> Result<OwnedSemaphorePermit, String> {
+        self.service.admit()?;
+        Arc::clone(&self.clients).try_acquire_owned().map_err(|_| {
+            format!("there are {} clients already, and no more are let in", self.options.clients)
+        })
+    }
+
     fn connections(&self) -> MutexGuard<'_, HashMap<u32, Arc<Connection<S>>>> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use distant_plugin_api::secret::SessionKey;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::connection::{Attachment, Connection};
 use super::{Server, Service, Verifier};
@@ -21,7 +22,7 @@ const UNKNOWN: usize = 64 * 1024;
 
 /// What a client has become.
 pub(super) enum Client<S: Service> {
-    New { id: u32, password: SharedKey, is_proved: bool },
+    New { id: u32, password: SharedKey, is_proved: bool, place: OwnedSemaphorePermit },
     Known { connection: Arc<Connection<S>>, attachment: Attachment },
 }
 
@@ -40,14 +41,29 @@ pub(super) async fn set_up<T: Socket, S: Service>(
         Connect::New => {
             let id = unused_id(server);
             stream.writing.put_message(&id);
-            let method = authenticate(&mut stream, &server.options.verifier, &transcript).await?;
+            let (method, last) =
+                authenticate(&mut stream, &server.options.verifier, &transcript).await?;
+            // Not before the client has shown what it has to: nobody else is told anything.
+            let place = match server.admit() {
+                Ok(place) => place,
+                Err(text) => {
+                    let kind = "fatal".to_owned();
+                    let error = Authentication::Error { kind, text: text.clone() };
+                    stream.writing.put_message(&error);
+                    stream.writing.flush().await?;
+                    return Err(refused(&text));
+                }
+            };
+            for message in last {
+                stream.writing.put_message(&message);
+            }
             // The last frames of the authentication, and this end's half.
             let exchange = Exchange::new();
             stream.writing.put_message(&exchange.half());
             stream.writing.flush().await?;
             let theirs = stream.expect_message().await?;
             let password = exchange.finish(&theirs)?;
-            Client::New { id, password, is_proved: method == METHOD_PROOF }
+            Client::New { id, password, is_proved: method == METHOD_PROOF, place }
         }
         Connect::Reconnect { id, otp } => {
             let unknown = || refused("a connection that is not known");
@@ -113,12 +129,12 @@ async fn greet<T: Socket>(stream: &mut Stream<T>, allow_plain: bool) -> io::Resu
     Ok(transcript)
 }
 
-/// Has the client show what it has to. Returns the method.
+/// Has the client show what it has to. Returns the method, and what tells the client that it did.
 async fn authenticate<T: Socket>(
     stream: &mut Stream<T>,
     verifier: &Verifier,
     transcript: &Transcript,
-) -> io::Result<&'static str> {
+) -> io::Result<(&'static str, Vec<Authentication>)> {
     let offered = match verifier {
         Verifier::None => vec![METHOD_NONE.to_owned()],
         Verifier::Key { .. } => vec![METHOD_PROOF.to_owned(), METHOD_KEY.to_owned()],
@@ -132,9 +148,8 @@ async fn authenticate<T: Socket>(
     match verifier {
         Verifier::None if wants(METHOD_NONE) => {
             let method = METHOD_NONE.to_owned();
-            stream.writing.put_message(&Authentication::StartMethod { method });
-            stream.writing.put_message(&Authentication::Finished);
-            Ok(METHOD_NONE)
+            let start = Authentication::StartMethod { method };
+            Ok((METHOD_NONE, vec![start, Authentication::Finished]))
         }
         // Released clients may agree to every method that is offered, but know only this one.
         Verifier::Key { key } if wants(METHOD_KEY) => {
@@ -145,8 +160,7 @@ async fn authenticate<T: Socket>(
             if !is_same {
                 return Err(refused("a wrong key"));
             }
-            stream.writing.put_message(&Authentication::Finished);
-            Ok(METHOD_KEY)
+            Ok((METHOD_KEY, vec![Authentication::Finished]))
         }
         Verifier::Key { key } if wants(METHOD_PROOF) => {
             let answer = challenge(stream, METHOD_PROOF, "proof", "Prove the key: ").await?;
@@ -155,9 +169,7 @@ async fn authenticate<T: Socket>(
                 return Err(refused("a wrong proof"));
             }
             let text = hex::encode(transcript.prove(Purpose::Connect(key), Role::Server));
-            stream.writing.put_message(&Authentication::Info { text });
-            stream.writing.put_message(&Authentication::Finished);
-            Ok(METHOD_PROOF)
+            Ok((METHOD_PROOF, vec![Authentication::Info { text }, Authentication::Finished]))
         }
         _ => Err(refused("a client that chooses no method that is offered")),
     }
