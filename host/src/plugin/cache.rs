@@ -72,7 +72,7 @@ struct Entry {
 pub(super) fn read(path: &Path) -> Manifests {
     let entries = read_entries(path).unwrap_or_default();
     let valid = entries.into_iter().filter(|entry| manifest::check(&entry.manifest).is_ok());
-    valid.map(|entry| (entry.file, Arc::new(entry.manifest))).collect()
+    valid.take(ENTRIES_MAX).map(|entry| (entry.file, Arc::new(entry.manifest))).collect()
 }
 
 fn read_entries(path: &Path) -> Option<Vec<Entry>> {
@@ -87,23 +87,35 @@ fn read_entries(path: &Path) -> Option<Vec<Entry>> {
 }
 
 /// Adds manifests to the cache, where another process may have added its own meanwhile. Older
-/// contents of the same files are forgotten.
+/// contents of the same files are forgotten, and what there is no room for beside the new ones.
 pub(super) fn add(path: &Path, new: &Manifests) {
     let _alone = CHANGING.lock().unwrap_or_else(PoisonError::into_inner);
     let mut all = read(path);
     all.retain(|file, _| !new.keys().any(|it| it.path == file.path) && file.path.exists());
-    all.extend(new.iter().map(|(file, manifest)| (file.clone(), Arc::clone(manifest))));
-    let entries: Vec<_> = all
-        .into_iter()
-        .take(ENTRIES_MAX)
-        .map(|(file, manifest)| Entry { file, manifest: Arc::unwrap_or_clone(manifest) })
-        .collect();
-    let written = serde_json::to_vec(&entries)
-        .map_err(std::io::Error::from)
-        .and_then(|text| config::write(path, &text));
-    if let Err(error) = written {
+    let new = new.iter().map(|(file, manifest)| (file.clone(), Arc::clone(manifest)));
+    let text = text(new.chain(all));
+    if let Err(error) = config::write(path, &text) {
         tracing::debug!(%error, path = %path.display(), "cannot write the cache of plugins");
     }
+}
+
+/// Writes as many entries as there is room for, the first ones.
+fn text(all: impl Iterator<Item = (Identity, Arc<Manifest>)>) -> Vec<u8> {
+    let mut text = b"[".to_vec();
+    for (file, manifest) in all.take(ENTRIES_MAX) {
+        let entry = Entry { file, manifest: Arc::unwrap_or_clone(manifest) };
+        // A path that is no UTF-8 has no place in JSON, and is asked again.
+        let Ok(entry) = serde_json::to_vec(&entry) else { continue };
+        if text.len() + entry.len() + 2 > SIZE_MAX as usize {
+            continue;
+        }
+        if text.len() > 1 {
+            text.push(b',');
+        }
+        text.extend(entry);
+    }
+    text.push(b']');
+    text
 }
 
 #[cfg(test)]
@@ -183,6 +195,40 @@ mod tests {
         fs::write(&path, "x").unwrap();
         let new = place.add(&path, "new");
         assert_eq!(read(&place.cache).into_keys().collect::<Vec<_>>(), [new]);
+    }
+
+    #[test]
+    fn what_is_new_has_its_place_in_a_cache_that_is_full() {
+        let place = Place::new();
+        let (old, last) = (place.plugin("a"), place.plugin("z"));
+        let file = identity(&old);
+        // So many contents of one file that nobody has replaced, each different in one member.
+        let full = (0..ENTRIES_MAX as u64 + 10)
+            .map(|inode| (Identity { inode, ..file.clone() }, manifest("a")))
+            .collect::<Manifests>();
+        add(&place.cache, &full);
+        assert_eq!(read(&place.cache).len(), ENTRIES_MAX);
+        let last = place.add(&last, "z");
+        let kept = read(&place.cache);
+        assert_eq!(kept.len(), ENTRIES_MAX);
+        assert!(kept.contains_key(&last));
+    }
+
+    #[test]
+    fn a_cache_never_gets_too_long_to_be_read() {
+        let place = Place::new();
+        let help = "x".repeat(1000);
+        let options: Vec<_> = (0..256)
+            .map(|it| serde_json::json!({"name": format!("o{it}"), "type": "string", "help": help}))
+            .collect();
+        let long = serde_json::json!({"name": "a", "schemes": ["a"], "options": options});
+        let long: Arc<Manifest> = Arc::new(serde_json::from_value(long).unwrap());
+        for number in 0..20 {
+            let file = identity(&place.plugin(&format!("long{number:02}")));
+            add(&place.cache, &Manifests::from([(file.clone(), Arc::clone(&long))]));
+            assert!(read(&place.cache).contains_key(&file), "{number}");
+        }
+        assert!(place.cache.metadata().unwrap().len() <= SIZE_MAX);
     }
 
     #[test]

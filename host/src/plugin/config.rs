@@ -1,9 +1,9 @@
 //! `plugins.toml`: what a person decided about plugins.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,9 +12,13 @@ use serde::Deserialize;
 use toml_edit::{DocumentMut, Item, Table, TableLike};
 
 use super::discovery::{plain, Kind};
+use super::trust::{self, Complaint, Rule};
+use crate::range;
 
 /// Bytes that the file may have.
 const SIZE_MAX: u64 = 1024 * 1024;
+/// Milliseconds that a plugin may get to load: an hour.
+const TIMEOUT_MAX: u64 = 60 * 60 * 1000;
 
 /// The content of `plugins.toml`.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -87,6 +91,13 @@ impl Config {
     pub(super) fn read(path: &Path) -> Result<Self, LaunchError> {
         let Some(text) = read(path)? else { return Ok(Self::default()) };
         let config: Self = toml::from_str(&text).map_err(|error| invalid(path, &error))?;
+        for (name, rules) in &config.plugins {
+            if let Some(timeout) = rules.timeout {
+                let key = format!("plugins.{name}.timeout");
+                let checked = range::number(&key, timeout, 1..=TIMEOUT_MAX);
+                checked.map_err(|error| invalid(path, &error))?;
+            }
+        }
         let lower = |(scheme, name): (String, String)| (scheme.to_lowercase(), name);
         Ok(Self { chosen: config.chosen.into_iter().map(lower).collect(), ..config })
     }
@@ -103,18 +114,15 @@ fn invalid(path: &Path, error: &dyn std::error::Error) -> LaunchError {
 }
 
 fn read(path: &Path) -> Result<Option<String>, LaunchError> {
-    let file = match File::open(path) {
-        Ok(file) => file,
+    let real = match path.canonicalize() {
+        Ok(real) => real,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(unreadable(path).because(&error)),
     };
-    let metadata = file.metadata().map_err(|error| unreadable(path).because(&error))?;
-    let us = rustix::process::geteuid().as_raw();
-    if (metadata.uid() != 0 && metadata.uid() != us) || metadata.mode() & 0o002 != 0 {
-        let message = format!("bad ownership or modes for file `{}`", path.display());
-        return Err(LaunchError::new(ErrorKind::InvalidOption, message)
-            .with_hint(format!("chmod go-w {}", super::trust::quoted(path))));
-    }
+    // It names code to run, so it is as good as the code. Where it is a link, whoever can write to
+    // the link's folder can turn it to another file.
+    let (file, _) = trust::open(&real, Rule::Full).map_err(|it| untrusted(path, it))?;
+    trust_folders(path)?;
     let mut text = String::new();
     file.take(SIZE_MAX + 1)
         .read_to_string(&mut text)
@@ -123,6 +131,20 @@ fn read(path: &Path) -> Result<Option<String>, LaunchError> {
         return Err(unreadable(path).caused_by("it has more than 1 MiB"));
     }
     Ok(Some(text))
+}
+
+/// Checks the folders above a file that need not be there itself.
+fn trust_folders(path: &Path) -> Result<(), LaunchError> {
+    let folder = path.parent().unwrap_or(path);
+    let folder = folder.canonicalize().map_err(|error| unreadable(path).because(&error))?;
+    let us = rustix::process::geteuid().as_raw();
+    trust::folders(&folder.join("file"), us).map_err(|it| untrusted(path, it))
+}
+
+fn untrusted(path: &Path, complaint: Complaint) -> LaunchError {
+    let message = format!("`{}` is not used, as others could have written it", path.display());
+    let error = LaunchError::new(ErrorKind::InvalidOption, message).caused_by(complaint.reason);
+    complaint.mend.into_iter().fold(error, LaunchError::with_hint)
 }
 
 /// Writes down that `name` serves `scheme`, and leaves the rest of the file as it is.
@@ -231,8 +253,9 @@ fn edit(
         let message = format!("cannot write `{}`", path.display());
         LaunchError::new(ErrorKind::Other, message).because(&error)
     };
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    std::fs::create_dir_all(folder).map_err(unwritable)?;
+    let folder = make_folder(path).map_err(unwritable)?;
+    // Else no launch would work with what is written.
+    trust_folders(path)?;
     // The folder's lock, as the file itself is replaced; it goes with the descriptor.
     let alone = File::open(folder).map_err(unwritable)?;
     rustix::fs::flock(&alone, rustix::fs::FlockOperation::LockExclusive)
@@ -243,23 +266,29 @@ fn edit(
     write(path, document.to_string().as_bytes()).map_err(unwritable)
 }
 
+/// Makes the folder of a file, for us alone.
+fn make_folder(path: &Path) -> io::Result<&Path> {
+    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    Ok(folder)
+}
+
 /// Replaces a file by a whole new one that only we may read, and makes the folder it is in.
 pub(super) fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     // A link stays one: people keep their configuration elsewhere.
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    std::fs::create_dir_all(folder)?;
+    let folder = make_folder(&path)?;
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
     file.write_all(content)?;
     file.as_file().sync_data()?;
-    file.persist(path)?;
+    file.persist(&path)?;
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{symlink, MetadataExt, PermissionsExt};
 
     use super::*;
 
@@ -303,10 +332,47 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_everybody_may_write_to_is_refused() {
-        let (_folder, path) = in_file("");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
-        assert!(Config::read(&path).unwrap_err().message.starts_with("bad ownership or modes"));
+    fn a_file_that_others_could_have_written_is_refused_as_a_plugin_is() {
+        let (folder, path) = in_file("");
+        let mode = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let refused = |path: &Path, what: &str| {
+            let error = Config::read(path).unwrap_err();
+            let words = format!("bad ownership or modes for {what} `");
+            assert!(error.causes[0].starts_with(&words), "{error:?}");
+            error.hint.unwrap()
+        };
+        for open in [0o666, 0o664] {
+            mode(&path, open);
+            assert!(refused(&path, "file").starts_with("chmod g"));
+        }
+        mode(&path, 0o644);
+        mode(folder.path(), 0o770);
+        assert!(refused(&path, "directory").starts_with("chmod g-w"));
+        mode(folder.path(), 0o700);
+        assert!(Config::read(&path).is_ok());
+
+        // What a link leads to is fine, but not who could turn it.
+        let open = tempfile::tempdir().unwrap();
+        let link = open.path().join("plugins.toml");
+        symlink(&path, &link).unwrap();
+        assert!(Config::read(&link).is_ok());
+        mode(open.path(), 0o777);
+        refused(&link, "directory");
+        choose(&open.path().join("new.toml"), "ssh", "libssh").unwrap_err();
+        assert!(!open.path().join("new.toml").exists());
+    }
+
+    #[test]
+    fn a_time_that_makes_no_sense_is_refused() {
+        for time in ["0", "99999999999"] {
+            let (_folder, path) = in_file(&format!("[plugins.x]\ntimeout = {time}\n"));
+            let error = Config::read(&path).unwrap_err();
+            let expected =
+                format!("`plugins.x.timeout` is {time}, and has to be from 1 to 3600000");
+            assert_eq!(error.causes, [expected]);
+        }
     }
 
     fn chosen(before: &str, after: &str) {

@@ -3,10 +3,8 @@
 //! A manifest is shown to people and decides which options are taken, so it has to make sense and
 //! to have limits, whoever wrote it.
 
-use distant_plugin_api::options::{OptionSchema, OptionType, Options};
+use distant_plugin_api::options::{OptionSchema, OptionType};
 use distant_plugin_api::Manifest;
-
-use super::options::is_host_owned;
 
 const NAME_MAX: usize = 64;
 const TEXT_MAX: usize = 1000;
@@ -15,48 +13,27 @@ const SCHEMES_MAX: usize = 16;
 const OPTIONS_MAX: usize = 256;
 const WORDS_MAX: usize = 64;
 
-/// Checks a manifest, and returns what is wrong with it.
+/// Checks a manifest, and returns what is wrong with it: first what a library's author is told
+/// while the library is built, then what only the host has to limit.
 pub(super) fn check(manifest: &Manifest) -> Result<(), String> {
+    if manifest.schemes.len() > SCHEMES_MAX || manifest.options.0.len() > OPTIONS_MAX {
+        return Err(format!("it has more than {SCHEMES_MAX} schemes or {OPTIONS_MAX} options"));
+    }
+    manifest.check().map_err(|reason| format!("its manifest cannot be used: {reason}"))?;
     if !is_name(&manifest.name) {
         return Err(format!("its name {} is none", shown(&manifest.name)));
     }
     if !is_text(&manifest.version, NAME_MAX) || !is_text(&manifest.description, TEXT_MAX) {
         return Err("its version or description is too long or has control characters".into());
     }
-    if manifest.schemes.is_empty() {
-        return Err("it serves no scheme".into());
-    }
-    if manifest.schemes.len() > SCHEMES_MAX || manifest.options.0.len() > OPTIONS_MAX {
-        return Err(format!("it has more than {SCHEMES_MAX} schemes or {OPTIONS_MAX} options"));
-    }
     if let Some(scheme) = manifest.schemes.iter().find(|scheme| !is_scheme(scheme)) {
         return Err(format!("its scheme {} is none", shown(scheme)));
     }
-    for (index, option) in manifest.options.0.iter().enumerate() {
-        check_option(option)?;
-        let earlier = &manifest.options.0[..index];
-        if let Some(key) = keys(option).find(|&key| earlier.iter().any(|it| has_key(it, key))) {
-            return Err(format!("it has two options `{key}`"));
-        }
-    }
-    // Fills in every default, so it finds one that its own type does not allow.
-    let defaults =
-        manifest.options.0.iter().filter_map(|it| Some((&it.name, it.default.as_ref()?)));
-    let defaults: Options = defaults.collect();
-    match manifest.options.check(&defaults, &manifest.name, &manifest.schemes[0]) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(format!("its default does not fit: {}", error.message)),
-    }
+    manifest.options.0.iter().try_for_each(check_option)
 }
 
 fn check_option(option: &OptionSchema) -> Result<(), String> {
-    if let Some(key) = keys(option).find(|key| !is_key(key)) {
-        return Err(format!("its option {} is no key", shown(key)));
-    }
     let name = &option.name;
-    if let Some(key) = keys(option).find(|key| is_host_owned(key)) {
-        return Err(format!("its option `{key}` belongs to the host"));
-    }
     let default_length = option.default.as_ref().map_or(0, String::len);
     if !is_text(&option.help, TEXT_MAX) || default_length > DEFAULT_MAX {
         return Err(format!("the help or default of its option `{name}` is too long"));
@@ -75,14 +52,6 @@ fn check_option(option: &OptionSchema) -> Result<(), String> {
     }
 }
 
-fn keys(option: &OptionSchema) -> impl Iterator<Item = &str> {
-    std::iter::once(&option.name).chain(&option.aliases).map(String::as_str)
-}
-
-fn has_key(option: &OptionSchema, key: &str) -> bool {
-    keys(option).any(|it| it == key)
-}
-
 /// A name by which a person chooses a plugin.
 pub(super) fn is_name(text: &str) -> bool {
     let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
@@ -96,13 +65,6 @@ pub(super) fn is_scheme(text: &str) -> bool {
     };
     (1..=NAME_MAX).contains(&text.len())
         && text.starts_with(|first: char| first.is_ascii_lowercase())
-        && text.bytes().all(is_allowed)
-}
-
-fn is_key(text: &str) -> bool {
-    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    (1..=NAME_MAX).contains(&text.len())
-        && text.starts_with(|first: char| first.is_ascii_alphabetic())
         && text.bytes().all(is_allowed)
 }
 
@@ -144,13 +106,16 @@ mod tests {
     #[test]
     fn a_manifest_has_to_make_sense_and_to_have_limits() {
         check_with(|_| {}, "");
-        check_with(|it| it.name = String::new(), "its name `` is none");
-        check_with(|it| it.name = "a\u{1b}[".into(), "its name `a\\u{1b}[` is none");
+        check_with(|it| it.name = "a.b".into(), "its name `a.b` is none");
+        // The rest of it has its tests where libraries are checked by the same rules.
+        check_with(
+            |it| it.name = "a\u{1b}[".into(),
+            "its manifest cannot be used: the name `a[` is no word of lower-case letters, digits, \
+             `-`, `_` and `.`",
+        );
         let too_long = "its version or description is too long or has control characters";
         check_with(|it| it.description = "x".repeat(1001), too_long);
         check_with(|it| it.description = "\r".into(), too_long);
-        check_with(|it| it.schemes.clear(), "it serves no scheme");
-        check_with(|it| it.schemes.push("SSH".into()), "its scheme `SSH` is none");
         check_with(|it| it.schemes.push("1a".into()), "its scheme `1a` is none");
         let many = "it has more than 16 schemes or 256 options";
         check_with(|it| it.schemes = vec!["a".into(); 17], many);
@@ -159,15 +124,22 @@ mod tests {
 
     #[test]
     fn so_has_each_option() {
-        with_option(|it| it.name = "timeout".into(), "its option `timeout` belongs to the host");
-        with_option(|it| it.name = "a b".into(), "its option `a b` is no key");
-        with_option(|it| it.aliases = vec!["k".into()], "");
+        with_option(
+            |it| it.name = "timeout".into(),
+            "its manifest cannot be used: the option `timeout` belongs to the host",
+        );
         let words = "its option `k` has no choices, or more than 64";
-        with_option(|it| it.kind = OptionType::Enum(vec![]), words);
+        let no_choices = |it: &mut OptionSchema| {
+            *it = OptionSchema::new("k", OptionType::Enum(vec![]), "");
+        };
+        with_option(no_choices, words);
         with_option(
             |it| it.default = Some("maybe".into()),
-            "its default does not fit: option `k` is `maybe`, but it has to be `true` or `false`",
+            "its manifest cannot be used: the default of the option `k` has to be `true` or `false`",
         );
-        check_with(|it| it.options.0.push(it.options.0[0].clone()), "it has two options `k`");
+        with_option(
+            |it| it.help = "x".repeat(1001),
+            "the help or default of its option `k` is too long",
+        );
     }
 }

@@ -79,11 +79,6 @@ fn host_owned() -> Vec<OptionSchema> {
     ]
 }
 
-/// Whether a key is one of the host's, so that no plugin may have it.
-pub(super) fn is_host_owned(key: &str) -> bool {
-    [BIN, BIND_SERVER, ARGS, TIMEOUT, BACKEND].contains(&key)
-}
-
 /// Checks the options of a launch by `scheme` through a plugin.
 ///
 /// # Errors

@@ -5,7 +5,7 @@ use std::path::Path;
 use distant_plugin_api::{ErrorKind, LaunchError};
 
 use super::choice::Found;
-use super::discovery::{Candidate, Folder};
+use super::discovery::{plain, Candidate, Folder};
 use super::registry::name;
 
 /// How many edits a scheme may be away from a known one to be taken for a typo of it.
@@ -53,11 +53,19 @@ pub(super) fn nobody(
     config: &Path,
     folders: &[Folder],
 ) -> LaunchError {
+    let is_disabled = |it: &&Found| !it.candidate.rules.is_enabled();
+    if let Some(name) = wanted.name() {
+        let named = |it: &&Found| it.candidate.name == plain(name);
+        if let Some(found) = found.iter().filter(is_disabled).find(named) {
+            return disabled(&found.candidate.name, config)
+                .with_hint(format!("remove `enabled = false` from `{}`", config.display()));
+        }
+    }
     let serving = found.iter().filter(|it| it.is_selectable() && it.serves(wanted.scheme));
     let serving: Vec<_> = serving.map(|it| name(&it.candidate, it.manifest())).collect();
     match wanted.name().filter(|_| !serving.is_empty()) {
         Some(name) => wrong_name(name, &serving, wanted, config),
-        None => unknown_scheme(found, wanted.scheme, folders),
+        None => unknown_scheme(found, wanted.scheme, config, folders),
     }
 }
 
@@ -71,7 +79,14 @@ fn wrong_name(name: &str, serving: &[String], wanted: Wanted<'_>, config: &Path)
     }
 }
 
-fn unknown_scheme(found: &[Found], scheme: &str, folders: &[Folder]) -> LaunchError {
+/// Somebody has decided that it is not to be used.
+fn disabled(name: &str, config: &Path) -> LaunchError {
+    let message = format!("plugin `{name}` is disabled");
+    LaunchError::new(ErrorKind::InvalidOption, message)
+        .caused_by(format!("`{}` has `enabled = false` for it", config.display()))
+}
+
+fn unknown_scheme(found: &[Found], scheme: &str, config: &Path, folders: &[Folder]) -> LaunchError {
     let selectable = || found.iter().filter(|it| it.is_selectable());
     let mut schemes: Vec<_> =
         selectable().filter_map(Found::manifest).flat_map(|it| &it.schemes).collect();
@@ -87,10 +102,18 @@ fn unknown_scheme(found: &[Found], scheme: &str, folders: &[Folder]) -> LaunchEr
         let complaint = it.outcome.as_ref()?.as_ref().err()?;
         Some(format!("plugin `{}` cannot be used: {}", it.candidate.name, complaint.reason))
     });
+    // Nobody has asked them.
+    let disabled = found.iter().filter(|it| !it.candidate.rules.is_enabled());
+    let disabled = disabled.map(|it| disabled_line(&it.candidate.name, config));
     let served = if schemes.is_empty() { "none".to_owned() } else { quoted(&schemes) };
     broken
+        .chain(disabled)
         .fold(LaunchError::new(ErrorKind::InvalidOption, message), LaunchError::caused_by)
         .with_hint(format!("the schemes there are: {served}; searched {}", searched(folders)))
+}
+
+fn disabled_line(name: &str, config: &Path) -> String {
+    disabled(name, config).one_line().into_owned()
 }
 
 fn searched(folders: &[Folder]) -> String {

@@ -275,7 +275,7 @@ async fn what_is_broken_is_listed_with_the_reason_and_what_mends_it() {
             "half broken: it is no shared library | build it as a `cdylib`, or with `cc -shared`",
             "crash broken: it was killed by signal 11 (SIGSEGV): sorry | -",
             "lies broken: it calls itself `truth`, but its file is named for `lies` | give the file its name",
-            "nothing broken: it serves no scheme | -",
+            "nothing broken: its manifest cannot be used: it serves no scheme | -",
             "quiet broken: it may not be executed | chmod +x …/own/distant-plugin-quiet",
         ]
     );
@@ -353,4 +353,36 @@ async fn describing_leaves_no_worker() {
     registry.resolve("a", None).await.unwrap();
     registry.workers_gone().await;
     assert_eq!(registry.workers_running(), 0);
+}
+
+#[tokio::test]
+async fn a_disabled_plugin_is_said_to_be_disabled() {
+    let place = Place::new();
+    place.plugin("own", "ssh2", "ssh");
+    place.plugin("user", "cloud", "cloud");
+    place.configure("[plugins.cloud]\nenabled = false\n");
+    let cause = "`…/config/plugins.toml` has `enabled = false` for it";
+    assert_eq!(
+        resolved(&place, "cloud", Some("cloud")).await,
+        format!(
+            "plugin `cloud` is disabled: {cause} | \
+             remove `enabled = false` from `…/config/plugins.toml`"
+        )
+    );
+    let unknown = resolved(&place, "cloud", None).await;
+    let expected = "no plugin serves the scheme `cloud`: plugin `cloud` is disabled";
+    assert!(unknown.starts_with(expected), "{unknown}");
+}
+
+#[tokio::test]
+async fn an_executable_is_held_to_the_rules_that_a_library_is_built_by() {
+    let place = Place::new();
+    let option = r#"{"name":"Deep","type":"string"}"#;
+    let hello = format!(
+        r#"{{"type":"hello","protocol":[1,1],"manifest":{{"name":"x","schemes":["x"],"options":[{option}]}}}}"#
+    );
+    place.script("user/distant-plugin-x", &format!("say '{hello}'; read -r end"));
+    let error = resolved(&place, "x", Some("x")).await;
+    let expected = "its manifest cannot be used: the option `Deep` can never be given";
+    assert!(error.contains(expected), "{error}");
 }

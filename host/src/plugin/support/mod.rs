@@ -76,6 +76,7 @@ impl Place {
 
     pub(super) fn configure(&self, text: &str) {
         fs::create_dir_all(self.path("config")).unwrap();
+        set_mode(&self.path("config"), 0o755);
         fs::write(&self.settings.config, text).unwrap();
         set_mode(&self.settings.config, 0o600);
     }
