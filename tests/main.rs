@@ -20,6 +20,7 @@ mod registry;
 mod secrets;
 mod server;
 mod soak;
+mod spawn;
 mod ssh;
 mod support;
 mod timings;

@@ -60,6 +60,7 @@ impl ManagerClient {
             cwd: std::env::current_dir().ok().filter(|cwd| cwd.to_str().is_some()),
             stop: false,
             timings: false,
+            close_stdin: false,
         };
         Ok(Self { client: found.client, socket: found.socket, extension })
     }

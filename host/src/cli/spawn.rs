@@ -1,6 +1,8 @@
 //! `distant spawn`: runs a program on a server as if it ran here.
 //!
-//! Standard streams are connected through, and the exit code is the remote one. With `--pty` the
+//! Standard streams are connected through, their ends included, and the exit code is the remote one.
+//! A released server cannot be told of the end of the input: there a program that reads to the end
+//! runs until it is interrupted. With `--pty` the
 //! program gets a terminal of its own and every key goes to it, Ctrl-C included; without, Ctrl-C
 //! ends the program there and then this one.
 
@@ -27,7 +29,7 @@ use super::person::Person;
 use super::shell;
 use super::terminal::{self, Terminal};
 use super::{end_signal, tty, Context, Failure};
-use crate::wire::message::Header;
+use crate::wire::message::{ClientExtension, Header, EXTENSION};
 
 /// Most bytes of standard input in one request, as in 0.20.
 const CHUNK: usize = 16 * 1024;
@@ -285,8 +287,9 @@ impl<'a> Program<'a> {
             let count = count
                 .map_err(|error| terminal::from_error("cannot read standard input", &error))?;
             if count == 0 {
-                if pty {
-                    self.feed(END_OF_INPUT).await?;
+                match pty {
+                    true => self.feed(END_OF_INPUT).await?,
+                    false => self.end_input().await?,
                 }
                 return std::future::pending().await;
             }
@@ -305,12 +308,25 @@ impl<'a> Program<'a> {
     }
 
     async fn feed(&self, data: &[u8]) -> Result<(), LaunchError> {
+        self.send_input(Header::new(), data).await
+    }
+
+    /// Has the program see the end of its input. A released server takes it for input of no bytes.
+    async fn end_input(&self) -> Result<(), LaunchError> {
+        let extension =
+            ClientExtension { version: 1, close_stdin: true, ..ClientExtension::default() };
+        let extension = serde_json::to_value(extension)
+            .map_err(|error| terminal::from_error("cannot write a request", &error))?;
+        self.send_input([(EXTENSION.to_owned(), extension)].into_iter().collect(), &[]).await
+    }
+
+    async fn send_input(&self, header: Header, data: &[u8]) -> Result<(), LaunchError> {
         // It is given back when the response is there.
         if let Ok(permit) = self.window.acquire().await {
             permit.forget();
         }
         let request = Request::ProcStdin { id: self.id, data: data.to_vec() };
-        send(self.sender, STDIN, &request).await
+        self.sender.send(header, STDIN.to_owned(), &Msg::Single(&request)).await
     }
 
     async fn resize(&self) -> Result<std::convert::Infallible, LaunchError> {

@@ -55,11 +55,22 @@ struct Handle {
     terminal: Option<Terminal>,
 }
 
+impl Handle {
+    async fn write(&self, data: Vec<u8>, is_last: bool) -> io::Result<()> {
+        let closed = || io::Error::new(io::ErrorKind::BrokenPipe, "the process reads no input");
+        let (written, done) = oneshot::channel();
+        self.input.send(Input { data, is_last, written }).map_err(|_| closed())?;
+        done.await.map_err(|_| closed())
+    }
+}
+
 /// Bytes for a process. The request that brought them is answered when they are written, so the
 /// bound for requests is one for these too.
 #[derive(Debug)]
 struct Input {
     data: Vec<u8>,
+    /// Nothing follows.
+    is_last: bool,
     written: oneshot::Sender<()>,
 }
 
@@ -141,10 +152,19 @@ impl Processes {
     ///
     /// There is no process of this id, or it reads no more.
     pub(super) async fn write(&self, id: ProcessId, data: Vec<u8>) -> io::Result<()> {
-        let closed = || io::Error::new(io::ErrorKind::BrokenPipe, "the process reads no input");
-        let (written, done) = oneshot::channel();
-        self.find(id)?.input.send(Input { data, written }).map_err(|_| closed())?;
-        done.await.map_err(|_| closed())
+        self.find(id)?.write(data, false).await
+    }
+
+    /// Hands a process its last input, as [`Self::write`] does, and lets it see the end. A terminal
+    /// has none: there the end is a key that is typed.
+    ///
+    /// # Errors
+    ///
+    /// There is no process of this id, or it reads no more.
+    pub(super) async fn write_last(&self, id: ProcessId, data: Vec<u8>) -> io::Result<()> {
+        let handle = self.find(id)?;
+        let is_last = handle.terminal.is_none();
+        handle.write(data, is_last).await
     }
 
     /// Tells a process that its terminal has another size.
@@ -350,13 +370,18 @@ async fn forward(
     }
 }
 
-/// Writes to a process what clients send, until it reads no more.
+/// Writes to a process what clients send, until it reads no more or nothing follows.
 async fn feed(
     mut stdin: Box<dyn AsyncWrite + Send + Unpin>,
     mut inputs: mpsc::UnboundedReceiver<Input>,
 ) {
     while let Some(input) = inputs.recv().await {
         if stdin.write_all(&input.data).await.is_err() {
+            return;
+        }
+        if input.is_last {
+            drop(stdin);
+            let _ = input.written.send(());
             return;
         }
         // Whoever sent it may be gone.

@@ -52,6 +52,10 @@ impl Answers {
         header: &Header,
     ) -> Msg<Response> {
         match message {
+            Msg::Single(Request::ProcStdin { id, data }) if extension(header).close_stdin => {
+                let written = self.processes.write_last(id, data).await;
+                Msg::Single(written.map_or_else(Response::from, |()| Response::Ok))
+            }
             Msg::Single(request) => Msg::Single(self.answer_one(caller, request).await),
             Msg::Batch(requests) if header.get("sequence") == Some(&true.into()) => {
                 let mut responses = Vec::new();
@@ -118,7 +122,7 @@ impl Service for Answers {
         };
         // Nobody is left to be told.
         let _ = caller.send_bytes(fitting(&answer)).await;
-        if wants_stop(&request.header) {
+        if extension(&request.header).stop {
             self.stop.cancel();
         }
     }
@@ -164,8 +168,8 @@ fn fitting(answer: &Msg<Response>) -> Bytes {
     encode(&Msg::Single(Response::Error(refusal))).unwrap_or_default()
 }
 
-fn wants_stop(header: &Header) -> bool {
+/// What only our own clients want.
+fn extension(header: &Header) -> ClientExtension {
     let extension = header.get(EXTENSION).cloned();
-    let extension = extension.and_then(|it| serde_json::from_value::<ClientExtension>(it).ok());
-    extension.is_some_and(|extension| extension.stop)
+    extension.and_then(|it| serde_json::from_value(it).ok()).unwrap_or_default()
 }

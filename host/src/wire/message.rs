@@ -288,6 +288,10 @@ pub struct ClientExtension {
     /// Wanted of a launch: that the manager tells when each step of it began.
     #[serde(default)]
     pub timings: bool,
+    /// With a `proc_stdin` for a server: nothing follows its data, so the process sees the end of its
+    /// input. A released server knows no such end and takes the data alone.
+    #[serde(default)]
+    pub close_stdin: bool,
 }
 
 /// What a manager of ours puts into the header of a response, under the key `launcher`.

@@ -1,0 +1,90 @@
+//! Commands that run over a connection as if they ran here: `… | distant spawn -- COMMAND`.
+
+use serde_json::{json, Value};
+
+use crate::support::{Home, Manager, Running, Server, Signal};
+
+/// A home whose selected connection leads to a server of ours.
+fn launched() -> (Home, Manager) {
+    let home = Home::new();
+    let manager = Manager::start(&home);
+    home.ours(["launch", "manager://localhost"]).run().success();
+    (home, manager)
+}
+
+#[test]
+fn the_end_of_the_input_is_seen_by_the_command() {
+    let (home, _manager) = launched();
+    for (command, input, expected) in [
+        ("cat", "some words", "some words"),
+        ("cat", "", ""),
+        ("sort", "c\na\nb\n", "a\nb\nc\n"),
+        ("wc -c", "12345", "5\n"),
+    ] {
+        let finished = home.ours(["spawn", "--", command]).input(input).run().success();
+        assert_eq!(finished.stdout, expected, "{command}");
+    }
+    // One that has closed its input by then, or has ended.
+    home.ours(["spawn", "--", "head -c 1"]).input("x".repeat(1 << 20)).run().success();
+    home.ours(["spawn", "--", "false"]).input("x").run().code(1);
+}
+
+#[test]
+fn much_input_arrives_whole_before_its_end_and_comes_back() {
+    let (home, _manager) = launched();
+    let lines: String = (0..1_000_000).rev().map(|number| format!("{number:07}\n")).collect();
+    let same = home.ours(["spawn", "--", "cat"]).input(&lines).run().success();
+    assert!(same.stdout == lines, "{} of {} bytes", same.stdout.len(), lines.len());
+
+    let sorted = home.ours(["spawn", "--", "sort"]).input(&lines).run().success();
+    let expected: String = (0..1_000_000).map(|number| format!("{number:07}\n")).collect();
+    assert!(sorted.stdout == expected, "{} of {} bytes", sorted.stdout.len(), expected.len());
+}
+
+#[test]
+fn an_editor_can_end_the_input_of_a_command_too() {
+    let (home, _manager) = launched();
+    let mut api = home.ours(["api"]).start();
+    api.say(r#"{"type":"auth_initialization_response","methods":["none"]}"#);
+    let ask = |api: &mut Running, id: &str, header: Value, payload: Value| {
+        api.say(&json!({"id": id, "header": header, "payload": payload}).to_string());
+    };
+    while api.json()["type"] != "auth_finished" {}
+    let spawn = json!({"type": "proc_spawn", "cmd": "cat", "environment": {}});
+    ask(&mut api, "1", json!({}), spawn);
+    let id = api.json()["payload"]["id"].clone();
+    let end = json!({"launcher": {"version": 1, "close_stdin": true}});
+    ask(&mut api, "2", end, json!({"type": "proc_stdin", "id": id, "data": [104, 105]}));
+    // Its answer may come before what the command says, or after that.
+    let mut heard = Vec::new();
+    while heard.len() < 3 {
+        heard.push(api.json()["payload"].clone());
+    }
+    for expected in ["ok", "proc_done", "proc_stdout"] {
+        let found = heard.iter().find(|it| it["type"] == expected);
+        let found = found.unwrap_or_else(|| panic!("no {expected} in {heard:?}"));
+        if expected == "proc_stdout" {
+            assert_eq!(found["data"], json!([104, 105]));
+        }
+    }
+    api.close_stdin();
+    api.finish().success();
+}
+
+#[test]
+fn a_0_20_server_takes_the_input_and_never_hears_of_its_end() {
+    let home = Home::new();
+    let _manager = Manager::start(&home);
+    let server = Server::start_peer(&home);
+    let destination = format!("distant://{}", server.address);
+    let connect = home.ours(["connect", &destination, "--key-from-stdin"]);
+    connect.input(format!("{}\n", server.key)).run().success();
+
+    let first = home.ours(["spawn", "--", "head -n 1"]).input("one\ntwo\n").run().success();
+    assert_eq!(first.stdout, "one\n");
+    let mut endless = home.ours(["spawn", "--", "cat"]).start();
+    endless.feed(b"one\n");
+    assert_eq!(endless.line(), "one");
+    endless.signal(Signal::INT);
+    endless.finish().code(130);
+}
