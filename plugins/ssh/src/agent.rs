@@ -6,7 +6,7 @@
 //! when a signature is wanted, which is when the server has said that it would take the key.
 
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -17,6 +17,7 @@ use rsa::pkcs1v15::SigningKey;
 use rsa::signature::{SignatureEncoding, Signer};
 use rsa::BigUint;
 use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::pipe::{pipe_with, PipeFlags};
 use sha2::Sha256;
@@ -64,28 +65,34 @@ pub enum Shown {
 /// The agent that a session talks to.
 pub struct Agent {
     listener: UnixListener,
-    folder: tempfile::TempDir,
+    /// The socket's file, which has no name any more.
+    place: OwnedFd,
     upstream: Option<PathBuf>,
     stop: Mutex<Option<OwnedFd>>,
     stopped: OwnedFd,
 }
 
 impl Agent {
-    /// Listens in a private folder.
+    /// Listens in a place that has no name in any folder, so that nothing is left of it, however
+    /// this process ends.
     ///
     /// # Errors
     ///
     /// The temporary folder cannot be written, or the system is out of something.
     pub fn new(upstream: Option<PathBuf>) -> Result<Self, LaunchError> {
         let folder = tempfile::Builder::new().prefix("distant-").tempdir().map_err(system)?;
-        let listener = UnixListener::bind(folder.path().join("agent")).map_err(system)?;
+        let name = folder.path().join("agent");
+        let listener = UnixListener::bind(&name).map_err(system)?;
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let place = rustix::fs::open(&name, flags, Mode::empty()).map_err(system)?;
+        folder.close().map_err(system)?;
         let (stopped, stop) = pipe_with(PipeFlags::CLOEXEC).map_err(system)?;
-        Ok(Self { listener, folder, upstream, stop: Mutex::new(Some(stop)), stopped })
+        Ok(Self { listener, place, upstream, stop: Mutex::new(Some(stop)), stopped })
     }
 
-    /// Where it listens.
+    /// Where it listens, for this process alone.
     pub fn path(&self) -> PathBuf {
-        self.folder.path().join("agent")
+        format!("/proc/self/fd/{}", self.place.as_raw_fd()).into()
     }
 
     /// The keys of the person's agent; none if it does not answer.
@@ -274,6 +281,16 @@ impl Drop for Agent {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn it_is_reached_where_no_folder_has_it() {
+        let agent = Agent::new(None).unwrap();
+        let client = UnixStream::connect(agent.path()).unwrap();
+        agent.listener.accept().unwrap();
+        let address = client.peer_addr().unwrap();
+        let name = address.as_pathname().unwrap();
+        assert!(!name.exists() && !name.parent().unwrap().exists(), "{name:?}");
+    }
 
     #[test]
     fn an_agent_whose_queue_is_full_has_a_limit() {

@@ -19,6 +19,10 @@ pub struct Certificate {
     pub subject: Vec<u8>,
     /// The authority's key, as it travels.
     pub authority: Vec<u8>,
+    /// The number that the authority gave it; 0 if it gave none.
+    pub serial: u64,
+    /// The name that the authority gave it.
+    pub id: Vec<u8>,
     is_host: bool,
     principals: Vec<String>,
     valid: (u64, u64),
@@ -43,7 +47,7 @@ impl<'a> Reader<'a> {
         self.take(usize::try_from(length).ok()?)
     }
 
-    fn number(&mut self) -> Option<u64> {
+    pub(crate) fn number(&mut self) -> Option<u64> {
         Some(u64::from_be_bytes(self.take(8)?.try_into().ok()?))
     }
 }
@@ -78,9 +82,9 @@ impl Certificate {
         let key = &before[..before.len() - all.0.len()];
         let name = u32::try_from(plain.len()).ok()?.to_be_bytes();
         let subject = [&name[..], plain.as_bytes(), key].concat();
-        all.number()?;
+        let serial = all.number()?;
         let is_host = all.take(4)? == [0, 0, 0, 2];
-        all.string()?;
+        let id = all.string()?.to_vec();
         let mut names = Reader(all.string()?);
         let mut principals = Vec::new();
         while !names.0.is_empty() {
@@ -98,6 +102,8 @@ impl Certificate {
         Some(Self {
             subject,
             authority,
+            serial,
+            id,
             is_host,
             principals,
             valid,
@@ -107,9 +113,13 @@ impl Certificate {
         })
     }
 
-    /// Says why it is not good for a host, if it is not. Whether the authority is one, is the
-    /// caller's to know.
-    pub fn fault(&self, is_this_host: impl Fn(&str) -> bool) -> Option<&'static str> {
+    /// Says why it is not good for a host, if it is not: `allowed` are kinds of signatures. Whether
+    /// the authority is one, is the caller's to know.
+    pub fn fault(
+        &self,
+        is_this_host: impl Fn(&str) -> bool,
+        allowed: &[String],
+    ) -> Option<&'static str> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |it| it.as_secs());
         if !self.is_host {
             Some("it is a user's, not a host's")
@@ -121,9 +131,17 @@ impl Certificate {
             Some("it has a critical option, and none is known for hosts")
         } else if !self.is_signed() {
             Some("its signature is wrong")
+        } else if !self.signed_with().is_some_and(|kind| allowed.contains(&kind)) {
+            Some("`CASignatureAlgorithms` does not allow the kind of its signature")
         } else {
             None
         }
+    }
+
+    /// The kind of the signature.
+    fn signed_with(&self) -> Option<String> {
+        let kind = Reader(&self.signature).string()?;
+        Some(String::from_utf8_lossy(kind).into_owned())
     }
 
     fn is_signed(&self) -> bool {
@@ -153,6 +171,7 @@ mod tests {
     fn what_ssh_keygen_signs_is_good_for_its_host_only() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
+        let all = crate::config::CA_ALGORITHMS.map(str::to_owned);
         for kind in ["ed25519", "ecdsa", "rsa"] {
             run(&["-t", kind, "-N", "", "-f", &format!("{kind}ca")], folder);
             run(&["-t", kind, "-N", "", "-f", kind], folder);
@@ -162,21 +181,23 @@ mod tests {
             run(&[&sign[..], &[&public]].concat(), folder);
             let line = fs::read_to_string(folder.join(format!("{kind}-cert.pub"))).unwrap();
             let (good, bytes) = Certificate::from_line(&line).unwrap();
-            assert_eq!(good.fault(|name| name == "box"), None, "{kind}");
-            assert_eq!(good.fault(|name| name == "other"), Some("it is for other hosts"));
+            assert_eq!(good.fault(|name| name == "box", &all), None, "{kind}");
+            assert_eq!(good.fault(|name| name == "other", &all), Some("it is for other hosts"));
+            let fault = good.fault(|_| true, &["another".to_owned()]).unwrap();
+            assert!(fault.contains("CASignatureAlgorithms"), "{fault}");
             let key = fs::read_to_string(folder.join(&public)).unwrap();
             let key = Base64::decode_vec(key.split(' ').nth(1).unwrap()).unwrap();
             assert_eq!(good.subject, key, "{kind}");
             let mut bad = bytes.clone();
             bad[60] ^= 1;
             let bad = Certificate::from_bytes(&bad).unwrap();
-            assert_eq!(bad.fault(|_| true), Some("its signature is wrong"));
+            assert_eq!(bad.fault(|_| true, &all), Some("its signature is wrong"));
             run(&[&sign[..], &["-V", "20200101:20200102", &public]].concat(), folder);
             let line = fs::read_to_string(folder.join(format!("{kind}-cert.pub"))).unwrap();
             let (old, _) = Certificate::from_line(&line).unwrap();
-            assert_eq!(old.fault(|_| true), Some("it is expired, or not yet good"));
+            assert_eq!(old.fault(|_| true, &all), Some("it is expired, or not yet good"));
             let critical = Certificate { has_critical: true, ..good };
-            assert!(critical.fault(|_| true).unwrap().contains("critical"));
+            assert!(critical.fault(|_| true, &all).unwrap().contains("critical"));
             for cut in 0..bytes.len() {
                 assert_eq!(Certificate::from_bytes(&bytes[..cut]), None, "{kind} {cut}");
             }

@@ -51,6 +51,12 @@ pub struct Settings {
     pub known_hosts: Vec<PathBuf>,
     /// Further files of known hosts, which are everybody's.
     pub global_known_hosts: Vec<PathBuf>,
+    /// A file of keys that no host may show any more.
+    pub revoked: Option<PathBuf>,
+    /// Kinds of signatures that an authority may make.
+    pub ca_algorithms: Vec<String>,
+    /// What the configuration asks for and is not done, in words.
+    pub unheeded: Vec<&'static str>,
     /// What to do with a host that is not known.
     pub unknown_host: UnknownHost,
     /// The name that the host has in those files.
@@ -171,6 +177,10 @@ pub fn resolve(
         settings.port = port;
     }
     settings.expand(person);
+    for unheeded in &settings.unheeded {
+        let text = format!("of the ssh configuration for `{host}`, {unheeded}");
+        caller.notice(LogLevel::Warn, text)?;
+    }
     Ok(settings)
 }
 
@@ -195,12 +205,11 @@ fn by_ssh(
     let account = Account::own();
     let mut stand_in = None;
     if account.home != person.home {
-        let file = tempfile::NamedTempFile::new().map_err(crate::guard::system)?;
         let own = person.home.join(".ssh/config");
         let text =
             format!("Include \"{}\"\nMatch all\nInclude /etc/ssh/ssh_config\n", own.display());
-        fs::write(file.path(), text).map_err(crate::guard::system)?;
-        ssh.arg("-F").arg(file.path());
+        let (file, path) = crate::files::in_memory(text.as_bytes())?;
+        ssh.arg("-F").arg(path);
         stand_in = Some(file);
     }
     if let Some(user) = user {
@@ -285,6 +294,22 @@ impl Settings {
             "keyboard-interactive" => !is("kbdinteractiveauthentication", "no"),
             _ => false,
         };
+        let is_list = |list: &&str| !list.starts_with(['+', '-', '^']);
+        let ca_algorithms = one("casignaturealgorithms");
+        let ca_list = ca_algorithms.filter(is_list).map(|list| list.split(',').collect());
+        let ca_list: Vec<&str> = ca_list.unwrap_or_else(|| CA_ALGORITHMS.to_vec());
+        let is_set = |key| {
+            one(key).is_some_and(|it| !["none", "no", "false"].contains(&&*it.to_lowercase()))
+        };
+        let unheeded = [
+            (is_set("knownhostscommand"), "`KnownHostsCommand` is not run: only files count"),
+            (is_set("verifyhostkeydns"), "`VerifyHostKeyDNS` is not done: only files count"),
+            (
+                ca_algorithms.is_some() && ca_algorithms.filter(is_list).is_none(),
+                "`CASignatureAlgorithms` with `+`, `-` or `^` is left out, as there is no `ssh` to \
+                 say what it means",
+            ),
+        ];
         let timeout = one("connecttimeout").and_then(|it| it.parse().ok()).filter(|it| *it > 0);
         Self {
             given: host.to_owned(),
@@ -306,7 +331,10 @@ impl Settings {
                 Some(_) => paths("globalknownhostsfile"),
                 None => vec!["/etc/ssh/ssh_known_hosts".into(), "/etc/ssh/ssh_known_hosts2".into()],
             },
-            unknown_host: match one("stricthostkeychecking") {
+            revoked: files("revokedhostkeys").into_iter().next(),
+            ca_algorithms: ca_list.into_iter().map(|it| it.trim().to_owned()).collect(),
+            unheeded: unheeded.into_iter().filter(|it| it.0).map(|it| it.1).collect(),
+            unknown_host: match one("stricthostkeychecking").map(str::to_lowercase).as_deref() {
                 Some("yes" | "true") => UnknownHost::Refuse,
                 Some("accept-new" | "no" | "off" | "false") => UnknownHost::Accept,
                 _ => UnknownHost::Ask,
@@ -328,7 +356,8 @@ impl Settings {
             &mut self.known_hosts,
             &mut self.global_known_hosts,
         ];
-        for path in paths.into_iter().flatten().chain(&mut self.agent) {
+        let single = self.agent.iter_mut().chain(&mut self.revoked);
+        for path in paths.into_iter().flatten().chain(single) {
             *path = person.path(Path::new(&tokens.expand(&path.to_string_lossy())));
         }
         if let Some(command) = &self.proxy_command {
@@ -375,6 +404,17 @@ impl Settings {
 
 const USUAL_IDENTITIES: [&str; 4] = ["id_dsa", "id_ecdsa", "id_ed25519", "id_rsa"];
 const KNOWN_HOSTS: [&str; 2] = ["~/.ssh/known_hosts", "~/.ssh/known_hosts2"];
+/// What OpenSSH lets an authority sign with.
+pub(crate) const CA_ALGORITHMS: [&str; 8] = [
+    "ssh-ed25519",
+    "ecdsa-sha2-nistp256",
+    "ecdsa-sha2-nistp384",
+    "ecdsa-sha2-nistp521",
+    "sk-ssh-ed25519@openssh.com",
+    "sk-ecdsa-sha2-nistp256@openssh.com",
+    "rsa-sha2-512",
+    "rsa-sha2-256",
+];
 const METHODS: &str = "publickey,keyboard-interactive,password";
 
 /// The further files that newer `ssh` programs look for by themselves.
@@ -487,9 +527,31 @@ mod tests {
         assert_eq!(it.proxy_command.as_deref(), Some("${X:-nc} 10.0.0.7 2222 %"));
         assert!(it.identities_chosen && it.identities_only && it.agent.is_none());
         assert_eq!(it.unknown_host, UnknownHost::Accept);
+        assert!(it.unheeded.is_empty() && it.revoked.is_none());
         assert_eq!(it.methods, ["password", "publickey"]);
         assert_eq!(it.connect_limit, Duration::from_secs(7));
         assert_eq!(it.proxy_jump, ["a", "me@b:23"]);
+    }
+
+    #[test]
+    fn what_is_not_done_is_said_and_what_is_revoked_is_looked_at() {
+        let it = settings(
+            "stricthostkeychecking Yes\nrevokedhostkeys ~/gone\nknownhostscommand /bin/x %H\n\
+             verifyhostkeydns Ask\ncasignaturealgorithms ssh-ed25519,rsa-sha2-512\n",
+        );
+        assert_eq!(it.unknown_host, UnknownHost::Refuse);
+        assert_eq!(it.revoked.as_deref(), Some(Path::new("/home/me/gone")));
+        assert_eq!(it.ca_algorithms, ["ssh-ed25519", "rsa-sha2-512"]);
+        let said = it.unheeded.concat();
+        assert!(said.contains("KnownHostsCommand") && said.contains("VerifyHostKeyDNS"), "{said}");
+        let it =
+            settings("casignaturealgorithms -rsa*\nknownhostscommand none\nverifyhostkeydns no\n");
+        assert_eq!(
+            (it.ca_algorithms, it.unheeded.len()),
+            (CA_ALGORITHMS.map(str::to_owned).to_vec(), 1)
+        );
+        let it = settings("stricthostkeychecking OFF\nrevokedhostkeys none\n");
+        assert_eq!((it.unknown_host, it.revoked), (UnknownHost::Accept, None));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::guard::{system, Guard};
 use crate::known_hosts::{self, KnownHosts, Verdict};
 use crate::login::Login;
 use crate::mux::Mux;
+use crate::revoked::Revoked;
 
 /// The limit of the key exchange.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(15);
@@ -27,6 +28,9 @@ const LOGIN_LIMIT: Duration = Duration::from_secs(60);
 /// The first pause before another try where a server hung up at once, and the last one.
 const BUSY_PAUSE: Duration = Duration::from_millis(200);
 const BUSY_PAUSE_MAX: Duration = Duration::from_secs(7);
+
+/// Most known keys of other kinds that a question names.
+const OTHERS_MAX: usize = 3;
 
 /// What became of one try.
 enum Opened {
@@ -158,7 +162,7 @@ impl Opening<'_> {
         let agent = Agent::new(settings.agent.clone())?;
         let files: Vec<_> =
             settings.known_hosts.iter().chain(&settings.global_known_hosts).cloned().collect();
-        let known = KnownHosts::read(&files);
+        let known = KnownHosts::read(&files, &settings.ca_algorithms);
         let name = known_hosts::name(&settings.host, settings.port, settings.alias.as_deref());
         let setup = Setup {
             host: &settings.host,
@@ -226,6 +230,7 @@ impl Opening<'_> {
         let place = self.place();
         let fingerprint = known_hosts::fingerprint(key);
         let refuse = |message: String| Err(LaunchError::new(ErrorKind::HostKey, message));
+        self.check_revoked(key)?;
         match known.check(name, key) {
             Verdict::Known => Ok(()),
             Verdict::Changed(at) => {
@@ -255,7 +260,29 @@ impl Opening<'_> {
                 refuse(format!("the certificate of `{place}` is not good"))
                     .map_err(|error| error.caused_by(reason))
             }
-            Verdict::Unknown => self.unknown_host(known, name, key, guard),
+            Verdict::Unknown(others) => self.unknown_host(known, name, key, &others, guard),
+        }
+    }
+
+    /// Refuses a key that the file of `RevokedHostKeys` names, and every key if it cannot be read.
+    fn check_revoked(&self, key: &[u8]) -> Result<(), LaunchError> {
+        let Some(file) = &self.settings.revoked else { return Ok(()) };
+        let place = self.place();
+        let error = |message| LaunchError::new(ErrorKind::HostKey, message);
+        match Revoked::read(file) {
+            Ok(revoked) if !revoked.holds(key) => Ok(()),
+            Ok(_) => Err(error(format!("the host key of `{place}` is revoked"))
+                .caused_by(format!(
+                    "{}, the `RevokedHostKeys`, says so of {}",
+                    file.display(),
+                    known_hosts::fingerprint(key)
+                ))
+                .with_hint("somebody else may have this key: ask whoever runs the host")),
+            Err(reason) => Err(error(format!("whether `{place}` is revoked cannot be told"))
+                .caused_by(format!("{}, the `RevokedHostKeys`: {reason}", file.display()))
+                .with_hint(
+                    "mend the file, or take `RevokedHostKeys` out of the ssh configuration",
+                )),
         }
     }
 
@@ -264,6 +291,7 @@ impl Opening<'_> {
         known: &KnownHosts,
         name: &str,
         key: &[u8],
+        others: &[(known_hosts::Place, String)],
         guard: &Guard,
     ) -> Result<(), LaunchError> {
         let place = self.place();
@@ -277,9 +305,18 @@ impl Opening<'_> {
             "ecdsa-sha2-nistp521" => "Ecdsa521",
             _ => "Key",
         };
+        let others: Vec<_> = others
+            .iter()
+            .take(OTHERS_MAX)
+            .map(|(at, kind)| {
+                let file = at.file.display();
+                format!("only a key of another kind is known: {kind}, {file}, line {}", at.line)
+            })
+            .collect();
         let refused = || {
             let mut error = LaunchError::new(ErrorKind::HostKey, message.clone())
                 .caused_by(format!("it shows the {kind} key {fingerprint}"));
+            error = others.iter().cloned().fold(error, LaunchError::caused_by);
             if known.has_authority(name) && !self.backend.host_certificates() {
                 error =
                     error.caused_by("its certificate is left out: only `backend=ssh2` reads it");
@@ -299,9 +336,10 @@ impl Opening<'_> {
                 self.caller.notice(LogLevel::Warn, text)?;
             }
             UnknownHost::Ask => {
+                let others: String = others.iter().map(|other| format!("{other}\n")).collect();
                 let text = format!(
                     "SSH host {place} is not yet trusted.\n{kind} Fingerprint: {fingerprint}\n\
-                     Trust and continue connecting?"
+                     {others}Trust and continue connecting?"
                 );
                 let question = Verification { kind: "host".into(), text };
                 if !guard.while_asking(|| self.caller.verify(question))? {

@@ -3,16 +3,14 @@
 //! Every form that OpenSSH writes becomes one: the libraries then never see a passphrase or a form
 //! that crashes them, and a wrong passphrase is told apart from a key that the server refuses.
 
-use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use aes::cipher::{block_padding::Pkcs7, BlockDecryptMut, KeyIvInit};
 use base64ct::{Base64, Encoding};
 use distant_plugin_api::secret::Secret;
 use md5::{Digest, Md5};
-use pkcs8::der::Decode;
-use pkcs8::{EncryptedPrivateKeyInfo, PrivateKeyInfo};
+use pkcs8::der::{Decode, Tag, Tagged};
+use pkcs8::{pkcs5, EncryptedPrivateKeyInfo, PrivateKeyInfo};
 use rsa::pkcs1::DecodeRsaPrivateKey;
 use rsa::pkcs8::DecodePrivateKey;
 use ssh_key::private::{EcdsaKeypair, Ed25519Keypair, KeypairData, RsaKeypair};
@@ -20,6 +18,7 @@ use ssh_key::{Cipher, Kdf, LineEnding, PrivateKey, PublicKey};
 use zeroize::Zeroizing;
 
 use crate::certificate::{Certificate, Reader};
+use crate::files;
 
 /// Longest key file that is read.
 const FILE_MAX: u64 = 1024 * 1024;
@@ -40,6 +39,8 @@ enum Material {
     Locked(Zeroizing<String>),
     /// The file is a public key, and the private one is elsewhere: in an agent.
     Elsewhere,
+    /// The private key is in a security key of this kind, and the file is its handle.
+    Hardware(String),
 }
 
 /// Why a file gives no key.
@@ -70,13 +71,15 @@ impl Identity {
         let beside = |ending: &str| {
             let mut name = path.as_os_str().to_owned();
             name.push(ending);
-            fs::read_to_string(PathBuf::from(name)).ok()
+            files::read_text(&PathBuf::from(name), FILE_MAX).ok()
         };
         let public_beside = || {
             PublicKey::from_openssh(beside(".pub")?.trim()).ok().and_then(|key| key.to_bytes().ok())
         };
         let (material, public) = if let Ok(key) = PublicKey::from_openssh(text.trim()) {
             (Material::Elsewhere, key.to_bytes().ok())
+        } else if let Some((kind, public)) = hardware(&text) {
+            (Material::Hardware(kind), Some(public))
         } else if is_locked(&text) {
             let clear_part = PrivateKey::from_openssh(text.as_str()).ok();
             let public = clear_part.and_then(|key| key.public_key().to_bytes().ok());
@@ -105,13 +108,21 @@ impl Identity {
     pub fn clear(&self) -> Option<&PrivateKey> {
         match &self.material {
             Material::Clear(key) => Some(key),
-            Material::Locked(_) | Material::Elsewhere => None,
+            Material::Locked(_) | Material::Elsewhere | Material::Hardware(_) => None,
         }
     }
 
     /// Whether a passphrase would open it.
     pub fn is_locked(&self) -> bool {
         matches!(self.material, Material::Locked(_))
+    }
+
+    /// The kind of the security key that holds the private key, if one does.
+    pub fn hardware(&self) -> Option<&str> {
+        match &self.material {
+            Material::Hardware(kind) => Some(kind),
+            Material::Clear(_) | Material::Locked(_) | Material::Elsewhere => None,
+        }
     }
 
     /// Opens a locked key.
@@ -124,6 +135,7 @@ impl Identity {
             Material::Clear(key) => Ok((**key).clone()),
             Material::Locked(text) => parse(text, Some(passphrase)),
             Material::Elsewhere => Err(KeyError::Unknown("it is a public one".into())),
+            Material::Hardware(kind) => Err(KeyError::Unknown(kind.clone())),
         }
     }
 }
@@ -134,14 +146,23 @@ pub fn to_text(key: &PrivateKey) -> Option<Secret> {
 }
 
 fn read(path: &Path) -> Result<Zeroizing<String>, KeyError> {
-    let unreadable = |error: std::io::Error| match error.kind() {
+    let bytes = files::read(path, FILE_MAX).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => KeyError::Missing,
         _ => KeyError::Unreadable(error.to_string()),
-    };
-    let mut text = Zeroizing::new(String::new());
-    let file = fs::File::open(path).map_err(unreadable)?;
-    file.take(FILE_MAX).read_to_string(&mut text).map_err(unreadable)?;
-    Ok(text)
+    })?;
+    match std::str::from_utf8(&bytes) {
+        Ok(text) => Ok(Zeroizing::new(text.to_owned())),
+        Err(_) => Err(KeyError::Unknown("it is no text".into())),
+    }
+}
+
+/// The kind and the public half of a security key's handle.
+fn hardware(text: &str) -> Option<(String, Vec<u8>)> {
+    let body: String = text.lines().filter(|line| !line.starts_with("-----")).collect();
+    let bytes = Base64::decode_vec(body.trim()).map(Zeroizing::new).ok()?;
+    let public = Container::read(&bytes)?.public;
+    let kind = String::from_utf8_lossy(Reader(public).string()?).into_owned();
+    kind.starts_with("sk-").then(|| (kind, public.to_vec()))
 }
 
 fn is_locked(text: &str) -> bool {
@@ -182,18 +203,31 @@ fn parse(text: &str, passphrase: Option<&Secret>) -> Result<PrivateKey, KeyError
             let info = EncryptedPrivateKeyInfo::from_der(&bytes)
                 .map_err(|error| KeyError::Unknown(error.to_string()))?;
             let passphrase = passphrase.map_or("", Secret::expose);
-            let clear = info.decrypt(passphrase).map_err(|_| KeyError::WrongPassphrase)?;
-            of_pkcs8(clear.as_bytes())
+            let clear = info.decrypt(passphrase).map_err(|error| match error {
+                // The second one is nonsense that has passed the padding by chance.
+                pkcs8::Error::EncryptedPrivateKey(
+                    pkcs5::Error::DecryptFailed | pkcs5::Error::EncryptFailed,
+                )
+                | pkcs8::Error::Asn1(_) => KeyError::WrongPassphrase,
+                other => KeyError::Unknown(other.to_string()),
+            })?;
+            bytes = Zeroizing::new(clear.as_bytes().to_vec());
+            of_pkcs8(&bytes)
         }
         "DSA PRIVATE KEY" => return Err(unknown("DSA keys are not accepted anywhere any more")),
         other => return Err(unknown(other)),
     };
     // A wrong passphrase may also pass the padding and give nonsense.
     let data = data.ok_or(match passphrase {
-        Some(_) => KeyError::WrongPassphrase,
-        None => unknown(label),
+        Some(_) if !is_der(&bytes) => KeyError::WrongPassphrase,
+        _ => unknown(label),
     })?;
     PrivateKey::new(data, "").map_err(|error| KeyError::Unknown(error.to_string()))
+}
+
+/// Whether this is one whole sequence, as every key in DER is.
+fn is_der(bytes: &[u8]) -> bool {
+    pkcs8::der::asn1::AnyRef::from_der(bytes).is_ok_and(|any| any.tag() == Tag::Sequence)
 }
 
 /// Reads OpenSSH's own form.
@@ -209,7 +243,16 @@ fn of_openssh(
     let key = PrivateKey::from_openssh(text).map_err(unknown)?;
     match passphrase {
         Some(passphrase) if key.is_encrypted() => {
-            key.decrypt(passphrase.expose()).map_err(|_| KeyError::WrongPassphrase)
+            key.decrypt(passphrase.expose()).map_err(|error| match error {
+                // It says the same of a cipher that it lacks.
+                ssh_key::Error::Crypto if key.cipher() != Cipher::TDesCbc => {
+                    KeyError::WrongPassphrase
+                }
+                ssh_key::Error::Crypto => {
+                    KeyError::Unknown(format!("it is encrypted with {}", key.cipher()))
+                }
+                other => unknown(other),
+            })
         }
         _ => Ok(key),
     }
@@ -340,6 +383,9 @@ fn decrypt(bytes: &[u8], info: &str, passphrase: &Secret) -> Result<Zeroizing<Ve
     ) -> Result<Vec<u8>, KeyError> {
         let unknown = || KeyError::Unknown("its encryption has a strange length".into());
         let cipher = C::new_from_slices(key, iv).map_err(|_| unknown())?;
+        if bytes.is_empty() || !bytes.len().is_multiple_of(C::block_size()) {
+            return Err(unknown());
+        }
         cipher.decrypt_padded_vec_mut::<Pkcs7>(bytes).map_err(|_| KeyError::WrongPassphrase)
     }
     let clear = match cipher {
@@ -398,6 +444,7 @@ fn of_pkcs8(der: &[u8]) -> Option<KeypairData> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::process::Command;
 
     use super::*;
@@ -527,5 +574,64 @@ mod tests {
         assert_eq!(Identity::load(&path).err(), Some(KeyError::Missing));
         fs::write(&path, "hello").unwrap();
         assert!(matches!(Identity::load(&path), Err(KeyError::Unknown(_))));
+        for path in [Path::new("/dev/zero"), folder.path()] {
+            assert!(matches!(Identity::load(path), Err(KeyError::Unreadable(_))));
+        }
+    }
+
+    #[test]
+    fn only_a_wrong_passphrase_is_called_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        let openssl = |args: &str| {
+            let mut openssl = Command::new("openssl");
+            let output = openssl.args(args.split(' ')).current_dir(folder.path()).output();
+            let output = output.unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        };
+        // A kind of key that ssh has not, well encrypted.
+        openssl("genpkey -algorithm ed448 -aes-256-cbc -pass pass:right -out key");
+        let identity = Identity::load(&path).unwrap();
+        let opened = |passphrase: &str| identity.unlock(&Secret::new(passphrase)).unwrap_err();
+        assert!(matches!(opened("right"), KeyError::Unknown(_)), "{:?}", opened("right"));
+        assert_eq!(opened("wrong"), KeyError::WrongPassphrase);
+        // A cipher that we have not.
+        openssl("genrsa -traditional -camellia128 -passout pass:right -out key 2048");
+        let identity = Identity::load(&path).unwrap();
+        let error = identity.unlock(&Secret::new("right")).unwrap_err();
+        assert_eq!(error, KeyError::Unknown(error_of("CAMELLIA-128-CBC", &path)));
+    }
+
+    /// What is said of a file that is encrypted in some other way.
+    fn error_of(cipher: &str, path: &Path) -> String {
+        let text = fs::read_to_string(path).unwrap();
+        let info = text.lines().find_map(|line| line.strip_prefix("DEK-Info: ")).unwrap();
+        assert!(info.starts_with(cipher), "{info}");
+        format!("it is encrypted with {info}")
+    }
+
+    #[test]
+    fn the_handle_of_a_security_key_is_told_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        let string = |bytes: &[u8]| [&(bytes.len() as u32).to_be_bytes(), bytes].concat();
+        let kind = "sk-ssh-ed25519@openssh.com";
+        let public = [string(kind.as_bytes()), string(&[7; 32]), string(b"ssh:")].concat();
+        let all = [
+            &b"openssh-key-v1\0"[..],
+            &string(b"none"),
+            &string(b"none"),
+            &string(b""),
+            &[0, 0, 0, 1],
+            &string(&public),
+            &string(&[1; 64]),
+        ];
+        let body = Base64::encode_string(&all.concat());
+        let name = "OPENSSH PRIVATE KEY";
+        fs::write(&path, format!("-----BEGIN {name}-----\n{body}\n-----END {name}-----\n"))
+            .unwrap();
+        let identity = Identity::load(&path).unwrap();
+        assert_eq!((identity.hardware(), identity.public.as_ref()), (Some(kind), Some(&public)));
+        assert!(identity.clear().is_none() && !identity.is_locked());
     }
 }

@@ -5,16 +5,18 @@
 //! of its keys, and one that is merely of another kind must not look like a changed one.
 
 use std::fs;
-use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use base64ct::{Base64, Encoding};
 use hmac::{Hmac, Mac};
+use rustix::fs::OFlags;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use crate::certificate::Certificate;
+use crate::files;
 
 /// Longest known_hosts file that is read.
 const FILE_MAX: u64 = 16 * 1024 * 1024;
@@ -42,6 +44,8 @@ const CERTIFICATES: [&str; 6] = [
 /// The lines of all files.
 pub struct KnownHosts {
     lines: Vec<Line>,
+    /// Kinds of signatures that an authority may make.
+    allowed: Vec<String>,
 }
 
 struct Line {
@@ -73,8 +77,8 @@ pub struct Place {
 pub enum Verdict {
     /// It is the host's.
     Known,
-    /// Nothing of this host, or only keys of other kinds.
-    Unknown,
+    /// Nothing of this host, or only keys of other kinds, which are these.
+    Unknown(Vec<(Place, String)>),
     /// The host had another key of this kind.
     Changed(Place),
     /// Nobody may use this key any more.
@@ -94,20 +98,23 @@ pub fn name(host: &str, port: u16, alias: Option<&str>) -> String {
 
 impl KnownHosts {
     /// Reads the files; one that cannot be read knows nobody, and a bad line is skipped.
-    pub fn read(files: &[PathBuf]) -> Self {
+    /// `allowed` are the kinds of signatures that are good for a certificate.
+    pub fn read(files: &[PathBuf], allowed: &[String]) -> Self {
         let mut lines = Vec::new();
         for file in files {
-            let mut bytes = Vec::new();
-            let Ok(opened) = fs::File::open(file) else { continue };
-            if opened.take(FILE_MAX).read_to_end(&mut bytes).is_err() {
-                continue;
-            }
-            let text = String::from_utf8_lossy(&bytes);
+            let text = match files::read_text(file, FILE_MAX) {
+                Ok(text) => text,
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) => {
+                    tracing::info!("{} is left out: {error}", file.display());
+                    continue;
+                }
+            };
             lines.extend(text.lines().enumerate().filter_map(|(index, line)| {
                 parse(line, Place { file: file.clone(), line: index + 1 })
             }));
         }
-        Self { lines }
+        Self { lines, allowed: allowed.to_vec() }
     }
 
     /// Which kinds of host key to ask for, best first.
@@ -154,7 +161,11 @@ impl KnownHosts {
         match same_kind.first() {
             _ if same_kind.iter().any(|line| line.key == key) => Verdict::Known,
             Some(line) => Verdict::Changed(line.place.clone()),
-            None => Verdict::Unknown,
+            None => {
+                let others = self.of(name).filter(|line| line.marker == Marker::Plain);
+                let others = others.map(|line| (line.place.clone(), line.kind.clone()));
+                Verdict::Unknown(others.collect())
+            }
         }
     }
 
@@ -176,7 +187,8 @@ impl KnownHosts {
             return bad("its authority is not known for this host");
         }
         let host = name.strip_prefix('[').and_then(|name| name.split(']').next()).unwrap_or(name);
-        certificate.fault(|pattern| matches(pattern, host)).map_or(Verdict::Known, bad)
+        let fault = certificate.fault(|pattern| matches(pattern, host), &self.allowed);
+        fault.map_or(Verdict::Known, bad)
     }
 }
 
@@ -189,11 +201,22 @@ pub fn append(file: &Path, name: &str, key: &[u8], hashed: bool) -> std::io::Res
     if let Some(folder) = file.parent() {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     }
-    let mut opened =
-        fs::OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(file)?;
+    // A pipe would wait for somebody at its other end.
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let mut options = fs::OpenOptions::new();
+    options.read(true).append(true).create(true).mode(0o600).custom_flags(flags);
+    let mut opened = options.open(file)?;
+    let opened_kind = opened.metadata()?.file_type();
+    if opened_kind.is_char_device() {
+        // Somebody wants nothing to be remembered: `/dev/null`.
+        return Ok(());
+    }
+    if !opened_kind.is_file() {
+        return Err(std::io::Error::new(ErrorKind::InvalidInput, "it is no regular file"));
+    }
     let mut line = String::new();
     let length = opened.metadata()?.len();
-    if opened.metadata()?.is_file() && length > 0 {
+    if length > 0 {
         let mut last = [0];
         opened.seek(SeekFrom::Start(length - 1))?;
         opened.read_exact(&mut last)?;
@@ -305,10 +328,13 @@ mod tests {
         let file = folder.path().join("known_hosts");
         fs::write(&file, text).unwrap();
         let verdict =
-            KnownHosts::read(&[folder.path().join("none"), file]).check(name, &blob(ED25519));
+            KnownHosts::read(&[folder.path().join("none"), file], &[]).check(name, &blob(ED25519));
         let shown = match verdict {
             Verdict::Known => "known".to_owned(),
-            Verdict::Unknown => "unknown".to_owned(),
+            Verdict::Unknown(others) => {
+                let others = others.iter().map(|(place, kind)| format!(", {} {kind}", place.line));
+                format!("unknown{}", others.collect::<String>())
+            }
             Verdict::Changed(place) => format!("changed {}", place.line),
             Verdict::Revoked(place) => format!("revoked {}", place.line),
             Verdict::BadCertificate(reason) => reason,
@@ -331,7 +357,8 @@ mod tests {
         let hashed = hash("box", &[7; 20]);
         check(&format!("{hashed} {ED25519}\n"), "box", "known");
         check(&format!("{hashed} {ED25519}\n"), "bix", "unknown");
-        check("box ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAAAAQA=\n", "box", "unknown");
+        let other = "box ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAAAAQA=\n";
+        check(other, "box", "unknown, 1 ssh-rsa");
     }
 
     #[test]
@@ -339,9 +366,21 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("known_hosts");
         fs::write(&file, "box ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAAAAQA=\n").unwrap();
-        let known = KnownHosts::read(&[file]);
+        let known = KnownHosts::read(&[file], &[]);
         assert_eq!(known.algorithms("box", true)[..2], ["rsa-sha2-512", "rsa-sha2-256"]);
         assert_eq!(known.algorithms("other", true)[0], "ssh-ed25519");
+    }
+
+    #[test]
+    fn what_is_no_file_is_neither_read_nor_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU).unwrap();
+        let files = [pipe.clone(), "/dev/zero".into(), folder.path().to_owned()];
+        let verdict = KnownHosts::read(&files, &[]).check("box", &blob(ED25519));
+        assert_eq!(verdict, Verdict::Unknown(Vec::new()));
+        assert!(append(&pipe, "box", &blob(ED25519), false).is_err());
+        append(Path::new("/dev/null"), "box", &blob(ED25519), false).unwrap();
     }
 
     #[test]
@@ -353,6 +392,6 @@ mod tests {
         append(&file, "box", &blob(ED25519), true).unwrap();
         let text = fs::read_to_string(&file).unwrap();
         assert!(text.starts_with("# mine\nno newline\n|1|"), "{text}");
-        assert_eq!(KnownHosts::read(&[file]).check("box", &blob(ED25519)), Verdict::Known);
+        assert_eq!(KnownHosts::read(&[file], &[]).check("box", &blob(ED25519)), Verdict::Known);
     }
 }

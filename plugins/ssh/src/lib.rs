@@ -10,12 +10,14 @@ pub mod certificate;
 pub mod child;
 pub mod config;
 pub mod dial;
+mod files;
 pub mod guard;
 pub mod hop;
 pub mod identity;
 pub mod known_hosts;
 pub mod login;
 pub mod mux;
+mod revoked;
 
 use std::net::SocketAddr;
 

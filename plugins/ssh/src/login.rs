@@ -15,6 +15,7 @@ use ssh_key::PrivateKey;
 use crate::agent::{Agent, AgentKey, Shown};
 use crate::backend::{Backend, Failure, Questions, Reply, Session};
 use crate::config::Settings;
+use crate::files;
 use crate::guard::Guard;
 use crate::identity::{to_text, Identity, KeyError};
 
@@ -22,6 +23,8 @@ use crate::identity::{to_text, Identity, KeyError};
 const TRIES: usize = 3;
 /// Most keys that are tried: OpenSSH's servers hang up after six attempts of any kind.
 const KEYS_MAX: usize = 5;
+/// Longest file with a certificate that is read.
+const CERTIFICATE_MAX: u64 = 1024 * 1024;
 /// Most rounds of questions that a server may ask within one try.
 const ROUNDS_MAX: usize = 20;
 
@@ -122,9 +125,17 @@ impl Login<'_> {
             match Identity::load(path) {
                 Ok(mut identity) => {
                     for file in &self.settings.certificate_files {
-                        if let Ok(text) = std::fs::read_to_string(file) {
+                        if let Ok(text) = files::read_text(file, CERTIFICATE_MAX) {
                             identity.certify(&text);
                         }
+                    }
+                    if let Some(kind) = identity.hardware() {
+                        state.note(format!(
+                            "key `{}`: it is in a security key ({kind}), which `backend={}` \
+                             cannot ask",
+                            path.display(),
+                            self.backend.name(),
+                        ));
                     }
                     identities.push(identity);
                 }
@@ -434,6 +445,12 @@ impl Login<'_> {
         }
         if let Some(allowed) = allowed.filter(|allowed| !allowed.is_empty()) {
             error.causes.push(format!("the server takes {}", allowed.join(", ")));
+        }
+        if state.identities.iter().any(|identity| identity.hardware().is_some()) {
+            return error.with_hint(
+                "`backend=openssh` can use a security key, and so can `backend=libssh` where an \
+                 agent holds it: `ssh-add FILE`",
+            );
         }
         error.with_hint("check the user's name, and `identity_files` or the agent's keys")
     }

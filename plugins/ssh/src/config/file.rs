@@ -8,10 +8,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::{words, Person};
+use crate::files;
 use crate::known_hosts::matches;
 
 /// How deep files may include each other (OpenSSH's own bound).
 const DEPTH_MAX: usize = 16;
+/// Longest file that is read.
+const FILE_MAX: u64 = 1024 * 1024;
 
 /// What the files say of one host.
 #[derive(Debug, Default)]
@@ -37,7 +40,7 @@ fn read_file(
     depth: usize,
     found: &mut Found,
 ) {
-    let Ok(text) = fs::read_to_string(file) else { return };
+    let Ok(text) = files::read_text(file, FILE_MAX) else { return };
     if depth > DEPTH_MAX {
         return;
     }
