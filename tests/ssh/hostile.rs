@@ -12,7 +12,7 @@ use crate::support::{report, Finished, Home, Manager, Sshd};
 const HANDSHAKE: Duration = Duration::from_secs(15 + 10);
 
 /// Listens, and gives each connection to `serve` on a thread of its own.
-fn stub(serve: impl Fn(TcpStream) + Send + Clone + 'static) -> SocketAddr {
+pub(super) fn stub(serve: impl Fn(TcpStream) + Send + Clone + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {
@@ -25,7 +25,7 @@ fn stub(serve: impl Fn(TcpStream) + Send + Clone + 'static) -> SocketAddr {
 }
 
 /// Waits until the other side has closed the connection.
-fn until_end(mut stream: TcpStream) {
+pub(super) fn until_end(mut stream: TcpStream) {
     let mut buffer = [0; 4096];
     while matches!(stream.read(&mut buffer), Ok(1..)) {}
 }
@@ -35,31 +35,6 @@ fn launch(home: &Home, address: SocketAddr, backend: &str) -> (Finished, Duratio
     let (to, options) = (format!("ssh://root@{address}"), format!("backend={backend}"));
     let finished = home.ours(["launch", &to, "--options", &options]).run();
     (finished.code(1), since.elapsed())
-}
-
-/// A proxy that lets everything from the server through `change`, with the count of bytes so far.
-fn changing(
-    target: SocketAddr,
-    change: impl Fn(usize, &mut [u8]) + Send + Clone + 'static,
-) -> SocketAddr {
-    stub(move |near| {
-        let far = TcpStream::connect(target).unwrap();
-        let (mut from_near, mut to_far) = (near.try_clone().unwrap(), far.try_clone().unwrap());
-        thread::spawn(move || {
-            let _ = std::io::copy(&mut from_near, &mut to_far);
-            let _ = to_far.shutdown(std::net::Shutdown::Write);
-        });
-        let (mut from_far, mut to_near) = (far, near);
-        let (mut count, mut buffer) = (0, [0; 4096]);
-        while let Ok(length @ 1..) = from_far.read(&mut buffer) {
-            change(count, &mut buffer[..length]);
-            count += length;
-            if to_near.write_all(&buffer[..length]).is_err() {
-                break;
-            }
-        }
-        let _ = to_near.shutdown(std::net::Shutdown::Both);
-    })
 }
 
 each_backend! {
@@ -109,33 +84,6 @@ each_backend! {
         let (error, took) = launch(&home, address, backend);
         assert!(error.stderr.contains("cannot reach"), "{}", error.told());
         assert!(took < Duration::from_secs(5), "{took:?}");
-    }
-
-    fn a_changed_byte_ends_the_connection(backend: &str) {
-        let home = Home::new();
-        let _manager = Manager::start(&home);
-        for cipher in ["chacha20-poly1305@openssh.com", "aes256-ctr", "aes256-gcm@openssh.com"] {
-            let sshd = Sshd::with(&home, &format!("Ciphers {cipher}"));
-            // The key exchange is over by then; its own bytes are signed anyway.
-            let address = changing(sshd.address, |count, bytes| {
-                if count > 2500 {
-                    if let Some(last) = bytes.last_mut() {
-                        *last ^= 1;
-                    }
-                }
-            });
-            let known = sshd.known(&["ed25519"]).replace(&sshd.name(), &format!("[127.0.0.1]:{}", address.port()));
-            home.write(".ssh/known_hosts", known);
-            let options = format!("backend={backend},identity_files=\"{}\"", sshd.identity());
-            let to = format!("ssh://root@{address}");
-            let distant = crate::support::programs().distant.display().to_string();
-            let args = ["launch", &to, "--distant", &distant, "--options", &options];
-            let error = home.ours(args).run().code(1);
-            assert!(error.stdout.is_empty(), "{cipher}: {}", error.told());
-            if backend == "libssh" && cipher.contains("gcm") {
-                assert!(error.stderr.contains("`backend=ssh2` does"), "{}", error.told());
-            }
-        }
     }
 
     fn endless_output_and_complaints_end(backend: &str) {

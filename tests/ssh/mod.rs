@@ -9,6 +9,7 @@ mod options;
 mod remote;
 mod round_trips;
 mod start;
+mod tampering;
 mod way;
 
 /// Makes one test for each backend of each body.

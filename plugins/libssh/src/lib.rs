@@ -2,17 +2,20 @@
 
 mod trace;
 
-use std::io::Write as _;
-use std::os::fd::{IntoRawFd, OwnedFd};
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 use std::time::Duration;
 
 use base64ct::{Base64, Encoding};
 use distant_plugin_api::secret::Secret;
 use distant_plugin_api::{export_plugin, Caller, LaunchError, LaunchRequest, Manifest, Plugin};
 use distant_ssh::backend::{
-    Answer, Backend, Failure, NotOpened, Questions, Read, Reply, Session, Setup, Stream,
+    Answer, Backend, Failure, NotOpened, Questions, Read, Reply, Session, Setup, Stream, Target,
 };
 use libssh_rs::{AuthMethods, AuthStatus, Error, LogLevel, SshKey, SshOption};
+use rustix::fs::MemfdFlags;
+use zeroize::Zeroizing;
 
 /// Not AES-GCM: libssh 0.11.4, which libssh-rs brings along, does not check its tag, so that
 /// anybody in between could change what goes through (CVE-2026-59847).
@@ -57,14 +60,13 @@ impl Backend for Libssh {
     fn open(&self, socket: OwnedFd, setup: &Setup<'_>) -> Result<Box<dyn Session>, NotOpened> {
         let session = libssh_rs::Session::new().map_err(said)?;
         let keys = setup.host_key_algorithms.join(",");
-        let level = if setup.verbose { LogLevel::Packet } else { LogLevel::NoLogging };
-        trace::forward();
         let agent = setup.agent.display().to_string();
         // libssh closes it at some ends and forgets it at others, so nobody else may; the process
         // of a launch is short, and the connection itself is shut by its guard.
         let socket = socket.into_raw_fd();
+        trace::listen(socket, setup.verbose);
         let options = [
-            SshOption::LogLevel(level),
+            SshOption::LogLevel(LogLevel::Packet),
             SshOption::ProcessConfig(false),
             SshOption::Hostname(setup.host.to_owned()),
             SshOption::User(Some(setup.user.to_owned())),
@@ -95,7 +97,7 @@ impl Backend for Libssh {
             }
             NotOpened::Failed(Failure(text))
         })?;
-        Ok(Box::new(Connection { session, banner_shown: false }))
+        Ok(Box::new(Connection { opening: None, session, banner_shown: false }))
     }
 }
 
@@ -110,6 +112,8 @@ fn said(error: Error) -> Failure {
 }
 
 struct Connection {
+    /// A channel that is not yet ready, and whether it is open already. Dropped before the session.
+    opening: Option<(libssh_rs::Channel, bool)>,
     session: libssh_rs::Session,
     banner_shown: bool,
 }
@@ -132,11 +136,13 @@ impl Session for Connection {
     fn host_key(&mut self) -> Result<Vec<u8>, Failure> {
         // libssh-rs shows only hashes of the key, but it writes whole lines.
         let unreadable = |what: &dyn std::fmt::Display| Failure(format!("the host key: {what}"));
-        let file = tempfile::NamedTempFile::new().map_err(|error| unreadable(&error))?;
-        let path = file.path().display().to_string();
+        let file = rustix::fs::memfd_create("host-key", MemfdFlags::CLOEXEC);
+        let mut file = File::from(file.map_err(|error| unreadable(&error))?);
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         self.session.set_option(SshOption::KnownHosts(Some(path))).map_err(said)?;
         self.session.update_known_hosts_file().map_err(said)?;
-        let line = std::fs::read_to_string(file.path()).map_err(|error| unreadable(&error))?;
+        let mut line = String::new();
+        file.read_to_string(&mut line).map_err(|error| unreadable(&error))?;
         let key = line.split_whitespace().nth(2).and_then(|key| Base64::decode_vec(key).ok());
         key.ok_or_else(|| unreadable(&"libssh does not show it"))
     }
@@ -202,23 +208,37 @@ impl Session for Connection {
                 prompts: info.prompts.into_iter().map(|it| (it.prompt, it.echo)).collect(),
             };
             let Some(answers) = answer(questions) else { return Ok(Reply::Refused) };
-            let answers: Vec<String> =
-                answers.iter().map(|answer| answer.expose().to_owned()).collect();
+            let answers: Zeroizing<Vec<String>> =
+                Zeroizing::new(answers.iter().map(|it| it.expose().to_owned()).collect());
             self.session.userauth_keyboard_interactive_set_answers(&answers).map_err(said)?;
         }
     }
 
-    fn exec(&mut self, command: &str) -> Result<Box<dyn Stream>, Failure> {
-        let channel = self.session.new_channel().map_err(said)?;
-        channel.open_session().map_err(said)?;
-        channel.request_exec(command).map_err(said)?;
-        Ok(Box::new(Channel { channel }))
-    }
-
-    fn connect(&mut self, host: &str, port: u16) -> Result<Box<dyn Stream>, Failure> {
-        let channel = self.session.new_channel().map_err(said)?;
-        channel.open_forward(host, port, "127.0.0.1", 22).map_err(said)?;
-        Ok(Box::new(Channel { channel }))
+    fn open(&mut self, target: &Target) -> Result<Option<Box<dyn Stream>>, Failure> {
+        let (channel, mut is_open) = match self.opening.take() {
+            Some(opening) => opening,
+            None => (self.session.new_channel().map_err(said)?, false),
+        };
+        let outcome = match target {
+            Target::Address(host, port) => channel.open_forward(host, *port, "127.0.0.1", 22),
+            Target::Command(_) if !is_open => channel.open_session(),
+            Target::Command(_) => Ok(()),
+        };
+        let outcome = match (outcome, target) {
+            (Ok(()), Target::Command(command)) => {
+                is_open = true;
+                channel.request_exec(command)
+            }
+            (outcome, _) => outcome,
+        };
+        match outcome {
+            Ok(()) => Ok(Some(Box::new(Channel { channel }))),
+            Err(Error::TryAgain) => {
+                self.opening = Some((channel, is_open));
+                Ok(None)
+            }
+            Err(error) => Err(said(error)),
+        }
     }
 
     fn set_blocking(&mut self, blocking: bool) {

@@ -1,20 +1,37 @@
-//! libssh's own log, handed to the host's.
+//! libssh's own log: for the host's, and for one thing that libssh says nowhere else.
+//!
+//! When a packet turns out to be forged, libssh drops it and takes no other, but does not wake the
+//! call that waits for it: that would wait until its limit. The log is where it can be heard.
 
 #![allow(unsafe_code, reason = "libssh takes a C function for its log")]
 
+use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_void, CStr};
+use std::os::fd::{BorrowedFd, RawFd};
 
 use libssh_rs_sys as raw;
+use rustix::net::Shutdown;
 
-/// Hands every line that libssh logs to the host; which lines those are is the session's level.
-pub(crate) fn forward() {
+/// How the line begins by which libssh says that it cannot go on with a connection.
+const BROKEN: &str = "Packet: processed ";
+
+thread_local! {
+    /// The socket of the session that this thread works with, and whether its log is wanted. The
+    /// function for the log is one of each thread, too.
+    static SESSION: Cell<(Option<RawFd>, bool)> = const { Cell::new((None, false)) };
+}
+
+/// Listens to libssh's log of this thread, whose session has this socket; hands all of it to the
+/// host if it is wanted.
+pub(crate) fn listen(socket: RawFd, is_wanted: bool) {
+    SESSION.set((Some(socket), is_wanted));
     // SAFETY: the function lives as long as the library, which is never unloaded.
     unsafe {
         raw::ssh_set_log_callback(Some(take));
     }
 }
 
-/// Hands one line of libssh's own log to the host.
+/// Takes one line of libssh's own log.
 ///
 /// # Safety
 ///
@@ -29,8 +46,20 @@ unsafe extern "C" fn take(
     if line.is_null() {
         return;
     }
+    let (socket, is_wanted) = SESSION.get();
     // SAFETY: the caller's promise above; the text is copied before we return.
     let line = unsafe { CStr::from_ptr(line) }.to_string_lossy();
+    if line.contains(BROKEN) {
+        if let Some(socket) = socket {
+            // SAFETY: libssh is in the middle of reading from this very socket.
+            let socket = unsafe { BorrowedFd::borrow_raw(socket) };
+            // It may be shut already.
+            let _ = rustix::net::shutdown(socket, Shutdown::Both);
+        }
+    }
+    if !is_wanted {
+        return;
+    }
     if level <= 1 {
         tracing::warn!(target: "libssh", "{line}");
     } else {

@@ -92,6 +92,15 @@ pub struct Questions {
 /// Answers the server's questions; nothing if nobody will, which ends the method.
 pub type Answer<'a> = dyn FnMut(Questions) -> Option<Vec<Secret>> + 'a;
 
+/// What a stream leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// A command of the user's login shell there.
+    Command(String),
+    /// A host and a port as seen from the server.
+    Address(String, u16),
+}
+
 /// One connection after the key exchange.
 pub trait Session: Send {
     /// The host's public key, or its certificate, as it travels.
@@ -129,11 +138,9 @@ pub trait Session: Send {
         answer: &mut Answer<'_>,
     ) -> Result<Reply, Failure>;
 
-    /// Runs a command.
-    fn exec(&mut self, command: &str) -> Result<Box<dyn Stream>, Failure>;
-
-    /// Opens a connection from the server to somewhere.
-    fn connect(&mut self, host: &str, port: u16) -> Result<Box<dyn Stream>, Failure>;
+    /// Opens a stream; nothing if the server has not answered yet. Then it has to be asked for
+    /// again, with the same target, before any other.
+    fn open(&mut self, target: &Target) -> Result<Option<Box<dyn Stream>>, Failure>;
 
     /// Whether calls wait for the other side.
     fn set_blocking(&mut self, blocking: bool);

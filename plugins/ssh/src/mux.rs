@@ -19,7 +19,7 @@ use distant_plugin_api::{ErrorKind, LaunchError};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::pipe::{pipe_with, PipeFlags};
 
-use crate::backend::{Failure, Read, Session, Stream};
+use crate::backend::{Failure, Read, Session, Stream, Target};
 use crate::guard::{system, Guard};
 
 /// Bytes that may wait in each direction of a stream.
@@ -41,9 +41,27 @@ const OPEN_LIMIT: Duration = Duration::from_secs(15);
 type Ending = Arc<Mutex<Option<String>>>;
 
 enum Order {
-    Exec { command: String, link: Link, done: Sender<Result<(), Failure>> },
-    Connect { host: String, port: u16, link: Link, done: Sender<Result<(), Failure>> },
+    Open(Opening),
     Listen { listener: TcpListener, to: SocketAddr },
+}
+
+/// A stream that the server is still to open, or has not said yet whether it will.
+struct Opening {
+    target: Target,
+    link: Link,
+    /// Who waits for it; nobody where somebody came to a tunnel.
+    done: Option<Sender<Result<(), Failure>>>,
+}
+
+impl Opening {
+    /// Tells whoever waits why there will be none.
+    fn fail(self, failure: Failure) {
+        match self.done {
+            // They may have gone away.
+            Some(done) => drop(done.send(Err(failure))),
+            None => tracing::warn!("the ssh server does not open {:?}: {failure}", self.target),
+        }
+    }
 }
 
 /// A session that is worked by a thread of its own. Dropping it ends the connection.
@@ -73,6 +91,7 @@ impl Mux {
             socket,
             woken,
             orders: receiver,
+            openings: VecDeque::new(),
             links: Vec::new(),
             listeners: Vec::new(),
         };
@@ -89,16 +108,12 @@ impl Mux {
         }
     }
 
-    /// Has something opened, for which the server gets only so long: the thread that asks it can
-    /// do nothing else meanwhile.
-    fn open(
-        &self,
-        order: Order,
-        answer: &Receiver<Result<(), Failure>>,
-        limit: Duration,
-    ) -> Result<(), Failure> {
+    /// Has something opened, for which the server gets only so long: one that does not answer
+    /// then is given up whole.
+    fn open(&self, target: Target, link: Link, limit: Duration) -> Result<(), Failure> {
+        let (done, answer) = mpsc::channel();
         self.guard.limit(limit);
-        self.order(order);
+        self.order(Order::Open(Opening { target, link, done: Some(done) }));
         let outcome =
             answer.recv().unwrap_or_else(|_| Err(Failure("the connection has ended".into())));
         self.guard.unlimited();
@@ -127,9 +142,8 @@ impl Mux {
         let ((input, stdin), (stdout, output), (stderr, errors)) = (pipe()?, pipe()?, pipe()?);
         let link = Link::new(input, output, Some(errors))?;
         let ending = link.ending.clone();
-        let (done, answer) = mpsc::channel();
-        let order = Order::Exec { command: command.to_owned(), link, done };
-        self.open(order, &answer, OPEN_LIMIT).map_err(|failure| {
+        let target = Target::Command(command.to_owned());
+        self.open(target, link, OPEN_LIMIT).map_err(|failure| {
             let message = "the ssh server does not run commands";
             LaunchError::new(self.kind(ErrorKind::ServerNotStarted), message)
                 .because(&failure)
@@ -149,9 +163,8 @@ impl Mux {
         let (near, far) = UnixStream::pair().map_err(system)?;
         let far = OwnedFd::from(far);
         let link = Link::new(far.try_clone().map_err(system)?, far, None)?;
-        let (done, answer) = mpsc::channel();
-        let order = Order::Connect { host: host.to_owned(), port, link, done };
-        self.open(order, &answer, OPEN_LIMIT).map_err(|failure| {
+        let target = Target::Address(host.to_owned(), port);
+        self.open(target, link, OPEN_LIMIT).map_err(|failure| {
             let message = format!("the ssh server on the way cannot reach `{host}:{port}`");
             LaunchError::new(self.kind(ErrorKind::Unreachable), message).because(&failure)
         })?;
@@ -314,6 +327,8 @@ struct Worker {
     socket: OwnedFd,
     woken: UnixStream,
     orders: Receiver<Order>,
+    /// Only the first one is asked for: a library opens one stream at a time.
+    openings: VecDeque<Opening>,
     links: Vec<Link>,
     listeners: Vec<(TcpListener, SocketAddr)>,
 }
@@ -334,12 +349,14 @@ impl Worker {
         loop {
             loop {
                 match self.orders.try_recv() {
-                    Ok(order) => self.obey(order),
+                    Ok(Order::Open(opening)) => self.openings.push_back(opening),
+                    Ok(Order::Listen { listener, to }) => self.listeners.push((listener, to)),
                     Err(mpsc::TryRecvError::Empty) => break,
                     Err(mpsc::TryRecvError::Disconnected) => return Ok(()),
                 }
             }
             self.accept();
+            self.open();
             // What one stream reads from the socket may belong to another one.
             while self.pump()? {
                 pause = PAUSE;
@@ -350,49 +367,40 @@ impl Worker {
         }
     }
 
-    fn obey(&mut self, order: Order) {
-        self.session.set_blocking(true);
-        match order {
-            Order::Exec { command, mut link, done } => {
-                let opened = self.session.exec(&command);
-                let _ = done.send(opened.map(|stream| {
-                    link.stream = Some(stream);
-                    self.links.push(link);
-                }));
-            }
-            Order::Connect { host, port, mut link, done } => {
-                let opened = self.session.connect(&host, port);
-                let _ = done.send(opened.map(|stream| {
-                    link.stream = Some(stream);
-                    self.links.push(link);
-                }));
-            }
-            Order::Listen { listener, to } => self.listeners.push((listener, to)),
-        }
-        self.session.set_blocking(false);
-    }
-
     fn accept(&mut self) {
-        for index in 0..self.listeners.len() {
-            while self.links.len() < LINKS_MAX {
-                let (listener, to) = &self.listeners[index];
-                let to = *to;
+        for (listener, to) in &self.listeners {
+            while self.links.len() + self.openings.len() < LINKS_MAX {
                 let Ok((near, _)) = listener.accept() else { break };
                 let _ = near.set_nodelay(true);
-                self.session.set_blocking(true);
-                let opened = self.session.connect(&to.ip().to_string(), to.port());
-                self.session.set_blocking(false);
                 let near = OwnedFd::from(near);
-                let link = near.try_clone().map_err(system);
-                match (opened, link.and_then(|copy| Link::new(copy, near, None))) {
-                    (Ok(stream), Ok(mut link)) => {
-                        link.stream = Some(stream);
-                        self.links.push(link);
+                let copy = near.try_clone().map_err(system);
+                match copy.and_then(|copy| Link::new(copy, near, None)) {
+                    Ok(link) => {
+                        let target = Target::Address(to.ip().to_string(), to.port());
+                        self.openings.push_back(Opening { target, link, done: None });
                     }
-                    (Err(failure), _) => {
-                        tracing::warn!("the ssh server does not connect to {to}: {failure}");
+                    Err(error) => tracing::warn!("a connection cannot be taken: {error}"),
+                }
+            }
+        }
+    }
+
+    /// Opens what can be opened without waiting.
+    fn open(&mut self) {
+        while let Some(opening) = self.openings.front() {
+            match self.session.open(&opening.target) {
+                Ok(None) => return,
+                Ok(Some(stream)) => {
+                    let Some(mut opening) = self.openings.pop_front() else { return };
+                    opening.link.stream = Some(stream);
+                    self.links.push(opening.link);
+                    // They may have gone away, which the link then notices.
+                    let _ = opening.done.map(|done| done.send(Ok(())));
+                }
+                Err(failure) => {
+                    if let Some(opening) = self.openings.pop_front() {
+                        opening.fail(failure);
                     }
-                    (_, Err(error)) => tracing::warn!("a connection cannot be taken: {error}"),
                 }
             }
         }
@@ -409,13 +417,13 @@ impl Worker {
     fn wait(&mut self, pause: Duration) -> Result<(), Failure> {
         // Only streams read from the session; without one, what comes would wake us for ever.
         let mut wanted = PollFlags::empty();
-        wanted.set(PollFlags::IN, !self.links.is_empty());
+        wanted.set(PollFlags::IN, !self.links.is_empty() || !self.openings.is_empty());
         if self.session.wants_write() {
             wanted |= PollFlags::OUT;
         }
         let mut fds: Vec<(BorrowedFd<'_>, PollFlags)> =
             vec![(self.socket.as_fd(), wanted), (self.woken.as_fd(), PollFlags::IN)];
-        if self.links.len() < LINKS_MAX {
+        if self.links.len() + self.openings.len() < LINKS_MAX {
             fds.extend(self.listeners.iter().map(|(it, _)| (it.as_fd(), PollFlags::IN)));
         }
         for link in &self.links {
@@ -449,113 +457,5 @@ impl Worker {
 }
 
 #[cfg(test)]
-mod tests {
-    use distant_plugin_api::secret::Secret;
-
-    use super::*;
-    use crate::backend::{Answer, Reply};
-    use crate::tests::Host;
-
-    /// A session whose server says nothing any more.
-    struct Mute(UnixStream);
-
-    impl Mute {
-        fn wait<T>(&mut self) -> Result<T, Failure> {
-            let count = self.0.read(&mut [0]).unwrap_or(0);
-            Err(Failure(format!("{count} bytes")))
-        }
-    }
-
-    impl Session for Mute {
-        fn host_key(&mut self) -> Result<Vec<u8>, Failure> {
-            self.wait()
-        }
-
-        fn banner(&mut self) -> Option<String> {
-            None
-        }
-
-        fn methods(&mut self, _: &str) -> Result<Option<Vec<String>>, Failure> {
-            self.wait()
-        }
-
-        fn public_key(&mut self, _: &str, _: &Secret, _: Option<&str>) -> Result<Reply, Failure> {
-            self.wait()
-        }
-
-        fn agent(&mut self, _: &str) -> Result<Reply, Failure> {
-            self.wait()
-        }
-
-        fn password(&mut self, _: &str, _: &Secret) -> Result<Reply, Failure> {
-            self.wait()
-        }
-
-        fn keyboard_interactive(&mut self, _: &str, _: &mut Answer<'_>) -> Result<Reply, Failure> {
-            self.wait()
-        }
-
-        fn exec(&mut self, _: &str) -> Result<Box<dyn Stream>, Failure> {
-            self.wait()
-        }
-
-        fn connect(&mut self, _: &str, _: u16) -> Result<Box<dyn Stream>, Failure> {
-            self.wait()
-        }
-
-        fn set_blocking(&mut self, _: bool) {}
-
-        fn wants_write(&self) -> bool {
-            false
-        }
-    }
-
-    /// A stream that the other side has closed, but not yet read to its end.
-    struct Closed;
-
-    impl Stream for Closed {
-        fn read(&mut self, _: &mut [u8], _: bool) -> Result<Read, Failure> {
-            Ok(Read::End)
-        }
-
-        fn write(&mut self, _: &[u8]) -> Result<usize, Failure> {
-            Err(Failure("the remote channel is closed".into()))
-        }
-
-        fn finish(&mut self) -> Result<bool, Failure> {
-            Err(Failure("the remote channel is closed".into()))
-        }
-
-        fn ending(&mut self) -> Option<String> {
-            None
-        }
-    }
-
-    #[test]
-    fn a_stream_that_the_server_closed_does_not_end_the_others() {
-        let (near, far) = UnixStream::pair().unwrap();
-        let far = OwnedFd::from(far);
-        let mut link = Link::new(far.try_clone().unwrap(), far, None).unwrap();
-        link.stream = Some(Box::new(Closed));
-        (&near).write_all(b"too late").unwrap();
-        assert!(link.pump().is_ok());
-        assert!(link.is_over());
-    }
-
-    #[test]
-    fn a_server_that_falls_silent_after_the_login_has_a_limit() {
-        let (near, _far) = UnixStream::pair().unwrap();
-        let caller = Host::caller();
-        let session = Box::new(Mute(near.try_clone().unwrap()));
-        let socket = OwnedFd::from(near);
-        let guard = Guard::new(&socket, &caller).unwrap();
-        let mux = Mux::start(session, socket, guard).unwrap();
-        let (input, output) = pipe_with(PipeFlags::CLOEXEC).unwrap();
-        let link = Link::new(input, output, None).unwrap();
-        let (done, answer) = mpsc::channel();
-        let order = Order::Exec { command: "true".into(), link, done };
-        let Failure(text) = mux.open(order, &answer, Duration::from_millis(50)).unwrap_err();
-        assert_eq!(text, "no answer within 0 s");
-        assert_eq!(mux.kind(ErrorKind::ServerNotStarted), ErrorKind::TimedOut);
-    }
-}
+#[path = "mux/tests.rs"]
+mod tests;

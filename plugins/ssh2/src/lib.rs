@@ -1,5 +1,8 @@
 //! `ssh://` with libssh2.
 
+mod integrity;
+mod questions;
+
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -7,11 +10,12 @@ use std::path::PathBuf;
 use distant_plugin_api::secret::Secret;
 use distant_plugin_api::{export_plugin, Caller, LaunchError, LaunchRequest, Manifest, Plugin};
 use distant_ssh::backend::{
-    Answer, Backend, Failure, NotOpened, Questions, Read, Reply, Session, Setup, Stream,
+    Answer, Backend, Failure, NotOpened, Read, Reply, Session, Setup, Stream, Target,
 };
 // Its version is what matters: older ones let a server write into the heap before the login.
+use integrity::Integrity;
 use libssh2_sys as raw;
-use ssh2::{BlockDirections, ErrorCode, KeyboardInteractivePrompt, MethodType, Prompt};
+use ssh2::{BlockDirections, ErrorCode, MethodType};
 
 struct Ssh2;
 
@@ -49,6 +53,7 @@ impl Backend for Ssh2 {
 
     fn open(&self, socket: OwnedFd, setup: &Setup<'_>) -> Result<Box<dyn Session>, NotOpened> {
         let mut session = ssh2::Session::new().map_err(said)?;
+        let kept = socket.try_clone().map_err(|error| Failure(error.to_string()))?;
         session.set_tcp_stream(socket);
         session
             .method_pref(MethodType::HostKey, &setup.host_key_algorithms.join(","))
@@ -69,8 +74,10 @@ impl Backend for Ssh2 {
         if setup.verbose {
             tell(&session);
         }
+        let integrity = Integrity::of(&session, kept);
         let (agent, verbose) = (setup.agent.to_owned(), setup.verbose);
-        Ok(Box::new(Connection { session, agent, verbose, banner_shown: false }))
+        let banner_shown = false;
+        Ok(Box::new(Connection { session, integrity, opened: None, agent, verbose, banner_shown }))
     }
 }
 
@@ -98,8 +105,16 @@ fn said(error: ssh2::Error) -> Failure {
     }
 }
 
+/// Whether something that does not block has to be called again.
+fn is_later(error: &ssh2::Error) -> bool {
+    error.code() == ErrorCode::Session(raw::LIBSSH2_ERROR_EAGAIN)
+}
+
 struct Connection {
     session: ssh2::Session,
+    integrity: Integrity,
+    /// A channel whose command is not yet started.
+    opened: Option<ssh2::Channel>,
     agent: PathBuf,
     verbose: bool,
     banner_shown: bool,
@@ -108,9 +123,12 @@ struct Connection {
 impl Connection {
     /// Sorts a server's no from a connection that has ended.
     fn reply(&self, method: &str, result: Result<(), ssh2::Error>) -> Result<Reply, Failure> {
+        self.integrity.check()?;
         let reply = match result {
             Ok(()) if self.session.authenticated() => Ok(Reply::Accepted),
             Ok(()) => Ok(Reply::Partial),
+            // Whatever code it has, there was no answer.
+            Err(error) if error.message().starts_with("Waiting for") => Err(said(error)),
             Err(error) => match error.code() {
                 ErrorCode::Session(
                     raw::LIBSSH2_ERROR_SOCKET_DISCONNECT
@@ -146,7 +164,9 @@ impl Session for Connection {
     }
 
     fn methods(&mut self, user: &str) -> Result<Option<Vec<String>>, Failure> {
-        let methods = self.session.auth_methods(user).map_err(said)?;
+        let methods = self.session.auth_methods(user);
+        self.integrity.check()?;
+        let methods = methods.map_err(said)?;
         let methods = methods.split(',').map(str::to_owned).collect();
         // The question is an attempt to log in with nothing, and that may be enough.
         Ok(Some(methods).filter(|_| !self.session.authenticated()))
@@ -184,36 +204,34 @@ impl Session for Connection {
         user: &str,
         answer: &mut Answer<'_>,
     ) -> Result<Reply, Failure> {
-        struct Asking<'a, 'b>(&'a mut Answer<'b>);
-        impl KeyboardInteractivePrompt for Asking<'_, '_> {
-            fn prompt(
-                &mut self,
-                name: &str,
-                instructions: &str,
-                prompts: &[Prompt<'_>],
-            ) -> Vec<String> {
-                let questions = Questions {
-                    name: name.to_owned(),
-                    instructions: instructions.to_owned(),
-                    prompts: prompts.iter().map(|it| (it.text.to_string(), it.echo)).collect(),
-                };
-                let answers = (self.0)(questions).unwrap_or_default();
-                answers.iter().map(|answer| answer.expose().to_owned()).collect()
-            }
-        }
-        let result = self.session.userauth_keyboard_interactive(user, &mut Asking(answer));
+        let result = questions::answer(&self.session, user, answer);
         self.reply("keyboard-interactive", result)
     }
 
-    fn exec(&mut self, command: &str) -> Result<Box<dyn Stream>, Failure> {
-        let mut channel = self.session.channel_session().map_err(said)?;
-        channel.exec(command).map_err(said)?;
-        Ok(Box::new(Channel { channel }))
-    }
-
-    fn connect(&mut self, host: &str, port: u16) -> Result<Box<dyn Stream>, Failure> {
-        let channel = self.session.channel_direct_tcpip(host, port, None).map_err(said)?;
-        Ok(Box::new(Channel { channel }))
+    fn open(&mut self, target: &Target) -> Result<Option<Box<dyn Stream>>, Failure> {
+        self.integrity.check()?;
+        let opened = match (self.opened.take(), target) {
+            (Some(channel), _) => Ok(channel),
+            (None, Target::Command(_)) => self.session.channel_session(),
+            (None, Target::Address(host, port)) => {
+                self.session.channel_direct_tcpip(host, *port, None)
+            }
+        };
+        let mut channel = match opened {
+            Err(error) if is_later(&error) => return Ok(None),
+            opened => opened.map_err(said)?,
+        };
+        if let Target::Command(command) = target {
+            match channel.exec(command) {
+                Err(error) if is_later(&error) => {
+                    self.opened = Some(channel);
+                    return Ok(None);
+                }
+                started => started.map_err(said)?,
+            }
+        }
+        let integrity = self.integrity.clone();
+        Ok(Some(Box::new(Channel { channel, integrity })))
     }
 
     fn set_blocking(&mut self, blocking: bool) {
@@ -228,6 +246,7 @@ impl Session for Connection {
 
 struct Channel {
     channel: ssh2::Channel,
+    integrity: Integrity,
 }
 
 fn broken(error: &std::io::Error) -> Failure {
@@ -237,7 +256,9 @@ fn broken(error: &std::io::Error) -> Failure {
 impl Stream for Channel {
     fn read(&mut self, buffer: &mut [u8], errors: bool) -> Result<Read, Failure> {
         let stream = i32::from(errors);
-        match self.channel.stream(stream).read(buffer) {
+        let read = self.channel.stream(stream).read(buffer);
+        self.integrity.check()?;
+        match read {
             Ok(0) => Ok(Read::End),
             Ok(count) => Ok(Read::Bytes(count)),
             Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(Read::Later),
@@ -256,9 +277,7 @@ impl Stream for Channel {
     fn finish(&mut self) -> Result<bool, Failure> {
         match self.channel.send_eof() {
             Ok(()) => Ok(true),
-            Err(error) if error.code() == ErrorCode::Session(raw::LIBSSH2_ERROR_EAGAIN) => {
-                Ok(false)
-            }
+            Err(error) if is_later(&error) => Ok(false),
             Err(error) => Err(said(error)),
         }
     }

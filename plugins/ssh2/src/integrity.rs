@@ -1,0 +1,109 @@
+//! The end of a connection one of whose packets was changed on the way.
+//!
+//! libssh2 drops such a packet, says so to whoever just waited, in one of many ways, and goes on
+//! with the next: with some ciphers that is nonsense which it takes for genuine. So whoever was in
+//! between could have what follows read as something else, or have a piece of it be missing.
+
+#![allow(unsafe_code, reason = "libssh2 takes a C function that it tells of changed packets")]
+
+use std::ffi::{c_char, c_int, c_void};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use distant_ssh::backend::Failure;
+use libssh2_sys as raw;
+use rustix::net::Shutdown;
+
+/// `LIBSSH2_CALLBACK_MACERROR` of `libssh2.h`.
+const MAC_ERROR: c_int = 3;
+
+type Callback = unsafe extern "C" fn();
+
+extern "C" {
+    fn libssh2_session_callback_set2(
+        session: *mut raw::LIBSSH2_SESSION,
+        kind: c_int,
+        callback: Option<Callback>,
+    ) -> Option<Callback>;
+}
+
+/// The sessions that are watched, by the address that libssh2 knows them by.
+static SESSIONS: Mutex<Vec<(usize, Arc<State>)>> = Mutex::new(Vec::new());
+
+fn sessions() -> MutexGuard<'static, Vec<(usize, Arc<State>)>> {
+    SESSIONS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct State {
+    is_broken: AtomicBool,
+    socket: OwnedFd,
+}
+
+/// Whether a session's packets are whole. Dropping the last one ends the watch.
+#[derive(Clone)]
+pub(crate) struct Integrity(Arc<Watch>);
+
+struct Watch {
+    session: usize,
+    state: Arc<State>,
+}
+
+impl Integrity {
+    /// Watches a session, and shuts its socket as soon as a packet turns out to be changed.
+    pub(crate) fn of(session: &ssh2::Session, socket: OwnedFd) -> Self {
+        let state = Arc::new(State { is_broken: AtomicBool::new(false), socket });
+        let mut session = session.raw();
+        let session: *mut raw::LIBSSH2_SESSION = &mut *session;
+        sessions().push((session.addr(), Arc::clone(&state)));
+        // SAFETY: the session lives, its lock is held, and `changed` is what libssh2 calls for this
+        // kind; its own declaration has one type for all kinds.
+        unsafe {
+            let changed = changed as unsafe extern "C" fn(_, _, _, _) -> _;
+            let callback = std::mem::transmute::<MacError, Callback>(changed);
+            libssh2_session_callback_set2(session, MAC_ERROR, Some(callback));
+        }
+        Self(Arc::new(Watch { session: session.addr(), state }))
+    }
+
+    /// Fails for ever once a packet was changed.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        match self.0.state.is_broken.load(Ordering::SeqCst) {
+            true => Err(Failure("libssh2: a packet was changed on the way".into())),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        sessions().retain(|(session, _)| *session != self.session);
+    }
+}
+
+type MacError = unsafe extern "C" fn(
+    *mut raw::LIBSSH2_SESSION,
+    *const c_char,
+    c_int,
+    *mut *mut c_void,
+) -> c_int;
+
+/// Is told of a packet that does not fit its code; 1 has libssh2 not take it.
+///
+/// # Safety
+///
+/// None of what it gets is looked into.
+unsafe extern "C" fn changed(
+    session: *mut raw::LIBSSH2_SESSION,
+    _packet: *const c_char,
+    _length: c_int,
+    _theirs: *mut *mut c_void,
+) -> c_int {
+    let known = sessions().iter().find(|(known, _)| *known == session.addr()).cloned();
+    if let Some((_, state)) = known {
+        state.is_broken.store(true, Ordering::SeqCst);
+        // It may be shut already.
+        let _ = rustix::net::shutdown(&state.socket, Shutdown::Both);
+    }
+    1
+}
