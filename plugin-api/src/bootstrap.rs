@@ -10,7 +10,7 @@ mod script;
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -32,9 +32,10 @@ pub trait Remote: Sync {
     /// The command could not be run at all.
     fn exec(&self, command: &str) -> Result<Running, LaunchError>;
 
-    /// The address that is really used, which a server there is likely to be reached at; `None`
-    /// where there is none, as behind a proxy.
-    fn peer(&self) -> Option<SocketAddr>;
+    /// How a server there is reached.
+    fn reach(&self) -> Reach {
+        Reach::Reported
+    }
 
     /// Listens on this machine, and brings every connection to an address as seen from there, for
     /// as long as `self` lives.
@@ -46,6 +47,29 @@ pub trait Remote: Sync {
         let message = format!("there is no way to bring a connection to `{to}`");
         Err(LaunchError::new(ErrorKind::PortUnreachable, message))
     }
+
+    /// What [`Remote::forward`] goes through, for people: `ssh`.
+    fn carrier(&self) -> &'static str {
+        "the plugin"
+    }
+
+    /// Longest time from a command's start to the server's connect line.
+    fn start_limit(&self) -> Duration {
+        START_LIMIT
+    }
+}
+
+/// How a server is reached from the host's machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reach {
+    /// By the address that the connection for the commands really goes to.
+    Peer(SocketAddr),
+    /// By this name or address.
+    Host(String),
+    /// By the address that the server says it listens on, or that its machine says it has.
+    Reported,
+    /// By [`Remote::forward`] alone, as behind a proxy.
+    Tunnel,
 }
 
 /// A command that [`Remote::exec`] has started. Dropping it ends the command's input.
@@ -72,7 +96,19 @@ pub enum Tunnel {
     Always,
 }
 
-/// Longest time from the command's start to the connect line.
+impl Tunnel {
+    /// What the plugin's option `tunnel` says; without one, [`Tunnel::Auto`].
+    pub fn of(request: &LaunchRequest) -> Self {
+        match request.options.get("tunnel").map(str::to_lowercase).as_deref() {
+            Some("never") => Self::Never,
+            Some("always") => Self::Always,
+            _ => Self::Auto,
+        }
+    }
+}
+
+/// Longest time from the command's start to the connect line, unless [`Remote::start_limit`] says
+/// otherwise.
 pub const START_LIMIT: Duration = Duration::from_secs(15);
 
 /// How long a server that has said its connect line may take to say the rest.
@@ -89,6 +125,8 @@ const OUTPUT_MAX: usize = 4 * 1024 * 1024;
 /// Lines of the last words that an error shows, and their length.
 const WORDS: usize = 6;
 const WORD_MAX: usize = 400;
+/// Addresses of a machine that are kept.
+const ADDRESSES_MAX: usize = 16;
 /// Places that an error shows, and their length: a `PATH` may be long.
 const PLACES: usize = 6;
 const PLACE_MAX: usize = 4096;
@@ -99,7 +137,7 @@ const PLACE_MAX: usize = 4096;
 ///
 /// * `server_not_found`: no program there; the causes say where it was looked for.
 /// * `server_not_started`: its last words are the causes.
-/// * `timed_out`: nothing came for [`START_LIMIT`].
+/// * `timed_out`: nothing came for [`Remote::start_limit`].
 /// * `port_unreachable`: the host could connect in no way.
 /// * `unreachable`: the connection ended before the server was told to stay without it.
 /// * `cancelled`: nobody wants it any more.
@@ -125,6 +163,8 @@ pub fn launch(
 /// A server that was started and waits for the word.
 struct Server {
     line: ConnectLine,
+    /// What its machine says it is reached by.
+    addresses: Vec<IpAddr>,
     pid: Option<u32>,
     proof: bool,
     watch: Watch,
@@ -138,17 +178,19 @@ impl Server {
         caller: &Caller,
     ) -> Result<Self, LaunchError> {
         let marker = format!("distant-{:032x}", rand::random::<u128>());
-        let command = script::command(&request.server, &marker)?;
+        let reach = remote.reach();
+        let command = script::command(&request.server, &marker, reach == Reach::Reported)?;
         let running = remote.exec(&command)?;
         let mut watch = Watch::new(running.stdout, running.stderr, marker, running.ending);
         let mut server = Found::default();
-        if let Err(error) = server.listen(request, &mut watch, caller) {
+        if let Err(error) = server.listen(request, remote.start_limit(), &mut watch, caller) {
             drop(running.stdin);
             watch.until_end(KILL_LIMIT);
             return Err(error);
         }
         let place = request.destination.host.as_str();
-        if server.unbound && request.server.bind == BindServer::Ssh {
+        let by_ssh = matches!(reach, Reach::Peer(_) | Reach::Tunnel);
+        if server.unbound && by_ssh && request.server.bind == BindServer::Ssh {
             let text = format!(
                 "`{place}` does not say which address ssh came to, so the server listens on all"
             );
@@ -158,6 +200,7 @@ impl Server {
         watch.total = 0;
         Ok(Self {
             line,
+            addresses: server.addresses,
             pid: server.daemon.or(server.process),
             proof: server.proof,
             watch,
@@ -205,6 +248,7 @@ struct Found {
     closed: bool,
     unbound: bool,
     proof: bool,
+    addresses: Vec<IpAddr>,
     tried: Vec<String>,
     not_executable: Vec<String>,
     process: Option<u32>,
@@ -219,10 +263,11 @@ impl Found {
     fn listen(
         &mut self,
         request: &LaunchRequest,
+        limit: Duration,
         watch: &mut Watch,
         caller: &Caller,
     ) -> Result<(), LaunchError> {
-        let mut deadline = Instant::now() + START_LIMIT;
+        let mut deadline = Instant::now() + limit;
         let place = request.destination.host.as_str();
         loop {
             while let Some(line) = watch.next_line() {
@@ -241,7 +286,7 @@ impl Found {
             match watch.wait(Some(deadline), Some(caller))? {
                 Woken::Data => {}
                 Woken::Deadline if self.line.is_some() => return Ok(()),
-                Woken::Deadline => return Err(self.silence(place, watch)),
+                Woken::Deadline => return Err(self.silence(place, limit, watch)),
                 Woken::End => return Err(self.failure(place, &request.server, watch)),
             }
         }
@@ -254,6 +299,10 @@ impl Found {
             "missing" => self.missing = true,
             "closed" => self.closed = true,
             "unbound" => self.unbound = true,
+            "addresses" => {
+                let addresses = rest.split_whitespace().filter_map(|it| it.parse::<IpAddr>().ok());
+                self.addresses.extend(addresses.take(ADDRESSES_MAX));
+            }
             "tried" if !rest.is_empty() => note(&mut self.tried, rest),
             "noexec" => note(&mut self.not_executable, rest),
             "pid" => self.process = rest.parse().ok(),
@@ -313,13 +362,12 @@ impl Found {
         words.iter().cloned().fold(error, LaunchError::caused_by)
     }
 
-    fn silence(&self, place: &str, watch: &Watch) -> LaunchError {
-        let seconds = START_LIMIT.as_secs();
+    fn silence(&self, place: &str, limit: Duration, watch: &Watch) -> LaunchError {
         let (message, words, hint) = if self.begun {
-            let message = format!("the server on `{place}` was not ready within {seconds} s");
+            let message = format!("the server on `{place}` was not ready within {limit:?}");
             (message, &self.words, "see what `distant server listen` says there")
         } else {
-            let message = format!("`{place}` did not run a command within {seconds} s");
+            let message = format!("`{place}` did not run a command within {limit:?}");
             let hint = "a start-up file of the login shell may wait, or replace the shell \
                         (`exec`): try `ssh HOST true`";
             (message, &watch.noise, hint)

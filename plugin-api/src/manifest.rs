@@ -30,6 +30,10 @@ pub struct Manifest {
     /// `distant.bind_server`, `distant.args`, `timeout`, `backend`).
     #[serde(default)]
     pub options: Schema,
+    /// Whether it only runs commands there, and leaves the server to the host: see
+    /// [`message`](crate::message). Only of executables.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub runs_commands: bool,
 }
 
 impl Manifest {
@@ -44,8 +48,10 @@ impl Manifest {
             description: String::new(),
             schemes: schemes.into_iter().map(Into::into).collect(),
             options: Schema::default(),
+            runs_commands: false,
         }
     }
+
     /// Checks that the host can use it: every name is one, none is there twice, every default is
     /// a value of its option, and no option is the host's own.
     ///

@@ -15,16 +15,76 @@
 //! ```text
 //! > {"type":"hello","protocol":[1,1],"manifest":{"name":"mine","schemes":["mine"]}}
 //! < {"type":"hello","protocol":1,"log_level":"info"}
-//! < {"type":"launch","destination":"mine://box","options":{},"server":{"args":[],"bind":"ssh"},…}
+//! < {"type":"launch","destination":"mine://box","options":{},"server":{"args":[],"bind":"ssh"}}
 //! > {"type":"progress","stage":"start"}
-//! > {"type":"offer","id":1,"host":"10.0.0.7","port":8080,"key":"64 hexadecimal digits"}
+//! > {"type":"offer","id":1,"host":"10.0.0.7","port":8080,"key":"00ff…"}
 //! < {"type":"verdict","id":1,"verdict":"connected"}
 //! > {"type":"done"}
+//! ```
+//!
+//! The key has 64 hexadecimal digits; it is the one of the server's connect line. Questions are asked
+//! in between, and what a person should know is told:
+//!
+//! ```text
+//! > {"type":"ask","id":1,"challenge":{"questions":[{"text":"Token: ","echo":false}],"username":"me"}}
+//! < {"type":"answer","id":1,"answers":["123456"]}
+//! > {"type":"ask","id":2,"verification":{"kind":"host","text":"is this the right one?"}}
+//! < {"type":"answer","id":2,"valid":true}
+//! > {"type":"notice","level":"warn","text":"the machine is about to be restarted"}
+//! > {"type":"progress","stage":"upload","done":1024,"total":4096}
+//! > {"type":"log","level":"debug","target":"mine","text":"three tries left"}
+//! > {"type":"error","kind":"unreachable","message":"no way to `box`","causes":["it is off"],"hint":"start it"}
 //! ```
 //!
 //! Instead of the launch its input may end: the host only wanted to know what it is, and it ends
 //! too. The same end, or `cancel`, during a launch means that nobody wants it any more; what must
 //! not be left behind has to go then. A launch that fails ends with `error` in place of `done`.
+//! Whatever the plugin does, two seconds after the end of its input it gets SIGTERM, and a second
+//! later it and all that it has started in its process group are killed.
+//!
+//! # An executable plugin that runs commands
+//!
+//! One that can run a command there needs no more than that: with `"runs_commands":true` in its
+//! manifest, the host finds and starts the server, offers it, and kills it if the launch fails, all
+//! by one command. The plugin says which program of this machine runs that command there:
+//!
+//! ```text
+//! > {"type":"hello","protocol":[1,1],"manifest":{"name":"pod","schemes":["pod"],"runs_commands":true}}
+//! < {"type":"hello","protocol":1,"log_level":"info"}
+//! < {"type":"launch","destination":"pod://box","options":{},"server":{"args":[],"bind":"ssh"}}
+//! < {"type":"exec","id":1,"command":"sh -c '…'"}
+//! > {"type":"run","id":1,"argv":["docker","exec","-i","box","sh","-c","{command}"]}
+//! < {"type":"verdict","id":1,"verdict":"connected"}
+//! ```
+//!
+//! `{command}` is replaced by the host, so a plugin need not read it. Before it answers `exec`, which
+//! follows the launch at once, it may prepare, ask, tell and fail like any other; it offers nothing
+//! and need not say `done`. In the end it gets the verdict `connected`, and the server lives on by
+//! itself; or `cancel`, and there is none (any more). Then its input ends, and it has two seconds to
+//! end too. With more members in its answer it says [how the server is reached](Run::address),
+//! [how to tunnel](Run::forward) and [how long to wait](Run::wait_ms):
+//!
+//! ```text
+//! > {"type":"run","id":1,"argv":["srun","-p","short","sh","-c","{command}"],"wait_ms":60000}
+//! > {"type":"run","id":1,"argv":["ssh","box","{command}"],"address":"10.0.0.7"}
+//! > {"type":"run","id":1,"argv":["kubectl","exec","-i","box","--","sh","-c","{command}"],"address":"none","forward":["kubectl","exec","-i","box","--","socat","-","TCP:{address}"]}
+//! ```
+//!
+//! A whole one in the language of `/bin/sh`:
+//!
+//! ```sh
+//! echo '{"type":"hello","protocol":[1,1],"manifest":{"name":"pod","schemes":["pod"],"runs_commands":true}}'
+//! while read -r line; do
+//!     case $line in
+//!         '{"type":"launch"'*) name=${line#*'"destination":"pod://'}; name=${name%%'"'*} ;;
+//!         '{"type":"exec"'*)
+//!             echo '{"type":"run","id":1,"argv":["docker","exec","-i","'"$name"'","sh","-c","{command}"]}' ;;
+//!     esac
+//! done
+//! ```
+//!
+//! What it relies on is promised: `type` is the first member of what the host sends, no blank is
+//! outside of a text, and the id of `exec` is 1.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -57,6 +117,8 @@ pub enum PluginMessage {
     Offer(Offer),
     /// Something the person should read, such as a banner.
     Notice(Notice),
+    /// The answer to [`HostMessage::Exec`].
+    Run(Run),
     /// How far the launch is.
     Progress(Progress),
     /// A line for the log.
@@ -83,6 +145,9 @@ pub enum HostMessage {
     Answer(Answer),
     /// The answer to an [`Offer`]; after `slow` another one follows for the same offer.
     Verdict(Verdict),
+    /// Wants to know how to run a command there; answered by [`PluginMessage::Run`]. Comes once, right
+    /// after the launch, to an executable whose manifest says [`Manifest::runs_commands`].
+    Exec(Exec),
     /// Nobody wants the launch any more: let go of everything, kill the server, end.
     Cancel,
     /// A kind that this build does not know.
@@ -354,6 +419,45 @@ pub enum VerdictKind {
     Other,
 }
 
+/// A command to run there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exec {
+    /// The id that the answer and the verdict have; 1.
+    pub id: u64,
+    /// One line for a login shell: `sh -c '…'`, without another `'` or anything else that a shell
+    /// might touch.
+    pub command: String,
+}
+
+/// How to run a command there.
+///
+/// The host starts `argv` as a child of its own: without a shell, `argv[0]` looked up in `PATH`, in a
+/// process group of its own that ends with the launch. The command needs its standard input until
+/// the launch is over: `docker exec` wants `-i` for that.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// The id of [`Exec`].
+    pub id: u64,
+    /// The program and its arguments. `{command}` is replaced by [`Exec::command`] wherever it is in
+    /// a word; where it is in none, the plugin has put the command in itself.
+    pub argv: Vec<String>,
+    /// The name or address that a server there is reached by. Without it, the address that the
+    /// server says it listens on, or that its machine says it has, is taken; with `none` the server
+    /// is reached through [`Run::forward`] alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// A program, and its arguments, whose standard input and output are one connection to an address
+    /// as seen from there: `{host}`, `{port}`, or both as `{address}` (an IPv6 host in brackets) are
+    /// replaced. The server is then reached through it where its port cannot be, and the launch
+    /// lasts as long as that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forward: Vec<String>,
+    /// Milliseconds that the command may take until the server is ready, where something queues it;
+    /// [`START_LIMIT`](crate::bootstrap::START_LIMIT) without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait_ms: Option<u64>,
+}
+
 /// Something that the person should read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Notice {
@@ -459,6 +563,43 @@ mod tests {
         assert_eq!(error.kind, ErrorKind::Other);
     }
 
+    /// The lines of the module's documentation that begin with a mark, of which a `…` stands for
+    /// something longer.
+    fn documented(mark: &str) -> Vec<String> {
+        let lines = include_str!("message.rs").lines().filter_map(|it| it.strip_prefix("//! "));
+        let marked = lines.filter_map(|it| it.strip_prefix(mark));
+        marked.map(|it| it.replace("00ff…", &"00ff".repeat(16))).collect()
+    }
+
+    #[test]
+    fn every_documented_line_is_a_message_with_all_its_members() {
+        let check = |line: &str, read: Result<serde_json::Value, serde_json::Error>| {
+            let read = read.unwrap_or_else(|error| panic!("{error}: {line}"));
+            assert_ne!(read, serde_json::json!({"type":"other"}), "{line}");
+            let given: serde_json::Value = serde_json::from_str(line).unwrap();
+            for (name, value) in given.as_object().unwrap() {
+                let known = &read[name.as_str()];
+                assert!(known == value || known.is_object(), "`{name}` of {line} is {known}");
+            }
+        };
+        let (mine, hosts) = (documented("> "), documented("< "));
+        for line in &mine {
+            let message = serde_json::from_str::<PluginMessage>(line);
+            check(line, message.and_then(|it| serde_json::to_value(&it)));
+        }
+        for line in &hosts {
+            let message = serde_json::from_str::<HostMessage>(line);
+            check(line, message.and_then(|it| serde_json::to_value(&it)));
+        }
+        // Each kind is there, but for `cancel`, which has no members.
+        for kind in ["hello", "ask", "offer", "notice", "run", "progress", "log", "done", "error"] {
+            assert!(mine.iter().any(|it| it.contains(&format!("\"type\":\"{kind}\""))), "{kind}");
+        }
+        for kind in ["hello", "launch", "answer", "verdict", "exec"] {
+            assert!(hosts.iter().any(|it| it.contains(&format!("\"type\":\"{kind}\""))), "{kind}");
+        }
+    }
+
     #[test]
     fn messages_have_the_documented_form() {
         let check = |message: &PluginMessage, expected: &str| {
@@ -470,6 +611,13 @@ mod tests {
             r#"{"type":"ask","id":7,"verification":{"kind":"host","text":"trust?"}}"#,
         );
         check(&PluginMessage::Done, r#"{"type":"done"}"#);
+        let run = Run { id: 1, argv: vec!["sh".into()], ..Run::default() };
+        check(&PluginMessage::Run(run), r#"{"type":"run","id":1,"argv":["sh"]}"#);
+        let exec = Exec { id: 1, command: "true".into() };
+        assert_eq!(
+            serde_json::to_string(&HostMessage::Exec(exec)).unwrap(),
+            r#"{"type":"exec","id":1,"command":"true"}"#
+        );
         let verdict = Verdict { id: 1, result: VerdictKind::Unreachable { reason: "x".into() } };
         assert_eq!(
             serde_json::to_string(&HostMessage::Verdict(verdict)).unwrap(),

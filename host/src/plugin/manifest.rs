@@ -90,6 +90,7 @@ mod tests {
             description: "Tries".into(),
             schemes: vec!["a+b".into()],
             options: Schema(vec![OptionSchema::new("k", OptionType::Bool, "help").or("true")]),
+            runs_commands: false,
         }
     }
 

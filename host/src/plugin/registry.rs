@@ -352,13 +352,7 @@ impl Registry {
     ) -> Result<Arc<Manifest>, Complaint> {
         // The semaphore is never closed.
         let _turn = self.asking.acquire().await;
-        let unknown = Manifest {
-            name: candidate.name.clone(),
-            version: String::new(),
-            description: String::new(),
-            schemes: Vec::new(),
-            options: Default::default(),
-        };
+        let unknown = Manifest::new::<String>(candidate.name.clone(), []);
         let entry = self.entry(candidate, opened, Arc::new(unknown));
         let started = Process::start(&entry, &Default::default(), LogLevel::Off).await;
         let (_process, hello) = started.map_err(|error| {

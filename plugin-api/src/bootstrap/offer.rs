@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::thread;
 
-use super::{Remote, Server, Tunnel};
+use super::{Reach, Remote, Server, Tunnel};
 use crate::message::{
     BindServer, ErrorKind, LaunchError, LaunchRequest, Offer, Stage, VerdictKind, Via,
 };
@@ -37,7 +37,9 @@ pub(super) fn offer(
         Some(direct) if tunnel == Tunnel::Never => (ways.ask(&direct, false)?, None),
         Some(direct) => ways.race(&direct)?,
         None if tunnel == Tunnel::Never => {
-            let message = format!("the server on `{place}` listens where only ssh can reach it");
+            let carrier = remote.carrier();
+            let message =
+                format!("the server on `{place}` listens where only {carrier} can reach it");
             return Err(LaunchError::new(ErrorKind::PortUnreachable, message)
                 .with_hint("leave `tunnel=never` out, or choose another `--distant-bind-server`"));
         }
@@ -49,7 +51,8 @@ pub(super) fn offer(
     match by {
         Answer::Connected { by } if Some(by) == through => {
             server.watch.hold(caller)?;
-            let message = format!("the ssh connection to `{place}`, and the tunnel in it, ended");
+            let carrier = remote.carrier();
+            let message = format!("the tunnel through {carrier} to `{place}` ended");
             Err(LaunchError::new(ErrorKind::Unreachable, message))
         }
         Answer::Connected { .. } => Ok(()),
@@ -58,8 +61,14 @@ pub(super) fn offer(
             let message = format!("port {port} of `{place}`, where the server is, cannot be used");
             let error = LaunchError::new(kind, message).caused_by(reason);
             Err(match tunnel {
-                Tunnel::Never => error.with_hint("leave `tunnel=never` out: ssh can carry it"),
-                _ => error.with_hint("open the port there, or allow ssh to forward connections"),
+                Tunnel::Never => error.with_hint(format!(
+                    "leave `tunnel=never` out: {} can carry it",
+                    remote.carrier()
+                )),
+                _ => error.with_hint(format!(
+                    "open the port there, or allow {} to forward connections",
+                    remote.carrier()
+                )),
             })
         }
     }
@@ -88,15 +97,9 @@ impl Ways<'_> {
     /// The server as the network has it, unless nothing can be reached like that.
     fn direct(&self, bind: &BindServer) -> Option<Offer> {
         let listens = self.server.line.address;
-        let peer = self.remote.peer().map(|peer| peer.ip());
-        let named = matches!(bind, BindServer::Host(_)) && !listens.ip().is_unspecified();
-        let ip = match peer {
-            Some(peer) if listens.ip().is_loopback() => peer.is_loopback().then(|| listens.ip())?,
-            _ if named => listens.ip(),
-            Some(peer) => peer,
-            None => return None,
-        };
-        Some(self.make(ip.to_string(), listens.port(), Via::Direct))
+        let is_named = matches!(bind, BindServer::Host(_));
+        let host = host(&self.remote.reach(), listens.ip(), is_named, &self.server.addresses)?;
+        Some(self.make(host, listens.port(), Via::Direct))
     }
 
     fn tunnel(&self) -> Result<Offer, LaunchError> {
@@ -164,5 +167,63 @@ impl Ways<'_> {
             }
             connected => Ok((connected, Some(through.id))),
         }
+    }
+}
+
+/// By which name or address a server is reached that listens on `ip`, the person having named that
+/// one or not; `addresses` are those that its machine says it has.
+fn host(reach: &Reach, ip: IpAddr, is_named: bool, addresses: &[IpAddr]) -> Option<String> {
+    let named = Some(ip).filter(|ip| is_named && !ip.is_unspecified());
+    // A loopback address is one of the server's own machine; only if that is this one, it leads there.
+    let here = |is_here: bool| is_here.then(|| ip.to_string());
+    match reach {
+        Reach::Peer(peer) if ip.is_loopback() => here(peer.ip().is_loopback()),
+        Reach::Peer(peer) => Some(named.unwrap_or(peer.ip()).to_string()),
+        Reach::Tunnel => named.map(|ip| ip.to_string()),
+        Reach::Host(host) if ip.is_loopback() => here(is_here(host)),
+        Reach::Host(host) => Some(host.clone()),
+        Reach::Reported if ip.is_unspecified() => {
+            let usable = |it: &&IpAddr| !it.is_loopback() && !it.is_unspecified();
+            addresses.iter().find(usable).map(IpAddr::to_string)
+        }
+        Reach::Reported => here(!ip.is_loopback()),
+    }
+}
+
+/// Tells whether a name is one of this very machine.
+fn is_here(host: &str) -> bool {
+    host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_reached_where_the_plugin_or_it_says() {
+        let check = |reach: &Reach, listens: &str, named: bool, expected: Option<&str>| {
+            let addresses = ["127.0.1.1", "10.0.0.7", "fd00::7"].map(|it| it.parse().unwrap());
+            let found = host(reach, listens.parse().unwrap(), named, &addresses);
+            assert_eq!(found.as_deref(), expected, "{reach:?} {listens} {named}");
+        };
+        let near = Reach::Peer("127.0.0.1:22".parse().unwrap());
+        let far = Reach::Peer("192.0.2.1:22".parse().unwrap());
+        check(&near, "127.0.0.9", true, Some("127.0.0.9"));
+        check(&far, "127.0.0.9", true, None);
+        check(&far, "0.0.0.0", false, Some("192.0.2.1"));
+        check(&far, "10.1.1.1", false, Some("192.0.2.1"));
+        check(&far, "10.1.1.1", true, Some("10.1.1.1"));
+        check(&Reach::Tunnel, "0.0.0.0", false, None);
+        check(&Reach::Tunnel, "10.1.1.1", true, Some("10.1.1.1"));
+        let told = Reach::Host("box.example".into());
+        check(&told, "::", false, Some("box.example"));
+        check(&told, "10.1.1.1", true, Some("box.example"));
+        check(&told, "127.0.0.1", true, None);
+        check(&Reach::Host("127.0.0.1".into()), "127.0.0.9", true, Some("127.0.0.9"));
+        check(&Reach::Host("localhost".into()), "::1", true, Some("::1"));
+        check(&Reach::Reported, "0.0.0.0", false, Some("10.0.0.7"));
+        check(&Reach::Reported, "10.1.1.1", false, Some("10.1.1.1"));
+        check(&Reach::Reported, "127.0.0.1", true, None);
+        assert_eq!(host(&Reach::Reported, "::".parse().unwrap(), false, &[]), None);
     }
 }

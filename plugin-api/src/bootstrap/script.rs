@@ -38,6 +38,10 @@ const FIND: &str = r#"case $n in "~/"*) t "$HOME/${n#"~/"}";; */*) t "$n";; *) k
 /// Without a usable `SSH_CONNECTION` a server cannot find out where ssh came to.
 const BIND: &str = r#"h=ssh; set -- $SSH_CONNECTION; case $3 in *%*) h=any;; *[.:]*) ;; *) h=any;; esac; [ $h = ssh ] || echo "$m unbound""#;
 
+/// Says which addresses the machine has.
+const ADDRESSES: &str =
+    r#"echo "$m addresses" $(hostname -I 2>/dev/null || hostname -i 2>/dev/null)"#;
+
 /// Runs the server and waits for the word. The server is in the foreground: a background one would
 /// leave SIGINT ignored in all that it ever starts. `cut` ends a line that the server has not, so
 /// that half a line is never taken for a whole one.
@@ -47,12 +51,16 @@ const RUN: &str = r#"{ ( IFS= read -r a <&3; echo "$m cut"; echo "$m verdict $a"
 /// server that is just going to the background gets a moment to say its new pid first.
 const WATCH: &str = r#"{ trap "" PIPE TERM; f=; d=; x=; v=; while [ -z "$v" ] || [ -z "$x" ]; do IFS= read -r l || break; case $l in "$m verdict keep") echo "$m kept"; exit 0;; "$m verdict"*) v=1;; "$m late") x=1;; "$m pid "*) f=${l#"$m pid "}; echo "$l";; "$m exit "*) f=; x=1; echo "$l";; "$m closed") echo "$l";; *"$m cut") l=${l%"$m cut"}; [ -z "$l" ] || { printf %s "$m half $l"; echo; };; "[distant server detached, pid = "*) d=${l#*= }; d=${d%]*}; [ "$d" -gt 1 ] 2>/dev/null || d=; echo "$m server $d";; *) printf %s "$m say $l"; echo;; esac; done; for p in $d $f; do kill $p; done 2>/dev/null; [ -z "$f" ] || kill 0; for p in $d $f; do kill -0 $p && z && kill -9 $p; done 2>/dev/null; echo "$m killed"; exit 1; }"#;
 
-/// Writes the command for a login shell.
+/// Writes the command for a login shell; with `addresses` it says which ones the machine has.
 ///
 /// # Errors
 ///
 /// `invalid_option` if an argument holds a NUL, which no argument can.
-pub(super) fn command(server: &ServerCommand, marker: &str) -> Result<String, LaunchError> {
+pub(super) fn command(
+    server: &ServerCommand,
+    marker: &str,
+    addresses: bool,
+) -> Result<String, LaunchError> {
     let program = server.program.as_deref().unwrap_or("distant");
     let mut script = vec![
         format!("m={marker}"),
@@ -64,6 +72,7 @@ pub(super) fn command(server: &ServerCommand, marker: &str) -> Result<String, La
         format!("e {}; n=$v", encode(program, "distant.bin")?),
         FIND.replace("%USUAL%", USUAL),
     ];
+    script.extend(addresses.then(|| ADDRESSES.into()));
     let given = |flag: &str| {
         let with_value = format!("{flag}=");
         server.args.iter().any(|arg| arg == flag || arg.starts_with(&with_value))
@@ -128,7 +137,7 @@ mod tests {
             args: vec!["$HOME;\\!`x`".into(), "naïve\nline\n".into(), String::new()],
             bind: BindServer::Ssh,
         };
-        let command = command(&server, "0123").unwrap();
+        let command = command(&server, "0123", true).unwrap();
         let script = command.strip_prefix("sh -c '").unwrap().strip_suffix('\'').unwrap();
         assert!(!script.contains(['\'', '\\', '!', '\n']), "{script}");
         assert!(script.is_ascii());
@@ -138,7 +147,7 @@ mod tests {
     fn what_the_person_says_is_not_said_twice() {
         let args = ["--shutdown=never", "--host", "::1", "--daemon"].map(str::to_owned).to_vec();
         let server = ServerCommand { args, ..ServerCommand::default() };
-        let command = command(&server, "0123").unwrap();
+        let command = command(&server, "0123", true).unwrap();
         assert!(!command.contains("lonely") && !command.contains("--host $h"));
         assert_eq!(command.matches("--daemon").count(), 1);
     }
@@ -146,6 +155,6 @@ mod tests {
     #[test]
     fn an_argument_with_nul_is_refused() {
         let server = ServerCommand { args: vec!["a\0b".into()], ..ServerCommand::default() };
-        assert_eq!(command(&server, "0123").unwrap_err().kind, ErrorKind::InvalidOption);
+        assert_eq!(command(&server, "0123", true).unwrap_err().kind, ErrorKind::InvalidOption);
     }
 }

@@ -17,13 +17,13 @@ use crate::Channel;
 struct Shell {
     program: &'static str,
     home: tempfile::TempDir,
-    peer: Option<SocketAddr>,
+    reach: Reach,
 }
 
 impl Shell {
     fn new(program: &'static str) -> Self {
         let home = tempfile::tempdir().unwrap();
-        Self { program, home, peer: Some("127.0.0.1:22".parse().unwrap()) }
+        Self { program, home, reach: Reach::Peer("127.0.0.1:22".parse().unwrap()) }
     }
 
     fn file(&self, name: &str, text: &str, mode: u32) -> PathBuf {
@@ -89,8 +89,8 @@ impl Remote for Shell {
         })
     }
 
-    fn peer(&self) -> Option<SocketAddr> {
-        self.peer
+    fn reach(&self) -> Reach {
+        self.reach.clone()
     }
 
     fn forward(&self, to: SocketAddr) -> Result<SocketAddr, LaunchError> {
@@ -329,8 +329,8 @@ impl Remote for Cut {
         Ok(Running { stdin: nobody, ..running })
     }
 
-    fn peer(&self) -> Option<SocketAddr> {
-        self.shell.peer
+    fn reach(&self) -> Reach {
+        self.shell.reach()
     }
 }
 

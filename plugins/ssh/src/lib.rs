@@ -21,7 +21,7 @@ mod revoked;
 
 use std::net::SocketAddr;
 
-use distant_plugin_api::bootstrap::{self, Remote, Running, Tunnel};
+use distant_plugin_api::bootstrap::{self, Reach, Remote, Running, Tunnel};
 use distant_plugin_api::options::{OptionSchema, OptionType, Schema};
 use distant_plugin_api::{Caller, LaunchError, LaunchRequest, Manifest};
 
@@ -78,6 +78,7 @@ pub fn manifest(name: &str, version: &str, description: &str) -> Manifest {
             )
             .or("false"),
         ]),
+        runs_commands: false,
     }
 }
 
@@ -98,11 +99,6 @@ pub fn launch(
     let user = destination.user.as_deref();
     let mut settings = config::resolve(&destination.host, user, destination.port, &person, caller)?;
     settings.override_by(request, &person)?;
-    let tunnel = match request.options.get("tunnel").map(str::to_lowercase).as_deref() {
-        Some("never") => Tunnel::Never,
-        Some("always") => Tunnel::Always,
-        _ => Tunnel::Auto,
-    };
     let mut way = Vec::new();
     resolve_jumps(&settings, &person, caller, &mut way, 0)?;
     let is_proxied = !way.is_empty() || settings.proxy_command.is_some();
@@ -116,7 +112,7 @@ pub fn launch(
     }
     let Some(end) = hops.last() else { return Err(LaunchError::cancelled()) };
     let end = End { hop: end, peer: end.peer.filter(|_| !is_proxied) };
-    let outcome = bootstrap::launch(&end, request, tunnel, caller);
+    let outcome = bootstrap::launch(&end, request, Tunnel::of(request), caller);
     // From the far end, as each one's socket goes through the one before.
     while let Some(hop) = hops.pop() {
         drop(hop);
@@ -169,8 +165,12 @@ impl Remote for End<'_> {
         self.hop.mux.exec(command)
     }
 
-    fn peer(&self) -> Option<SocketAddr> {
-        self.peer
+    fn reach(&self) -> Reach {
+        self.peer.map_or(Reach::Tunnel, Reach::Peer)
+    }
+
+    fn carrier(&self) -> &'static str {
+        "ssh"
     }
 
     fn forward(&self, to: SocketAddr) -> Result<SocketAddr, LaunchError> {
