@@ -8,10 +8,12 @@
 
 #![allow(unsafe_code, reason = "ends the process without exit handlers")]
 
+mod commands;
 mod library;
 mod program;
 mod relay;
 mod session;
+mod started;
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
@@ -34,7 +36,7 @@ use zeroize::Zeroizing;
 
 use library::Library;
 use program::Program;
-use relay::Relay;
+use relay::{Outcome, Relay};
 use session::Session;
 
 /// Lowest number of a descriptor that the worker keeps for itself: above all that a plugin closes
@@ -101,9 +103,10 @@ fn restrict() {
 /// Runs an executable plugin as a child, and ends as it ended.
 fn supervise(arguments: &Arguments, from_host: File, mut to_host: File) -> ExitCode {
     match Program::start(arguments) {
-        Ok((mut program, pipes)) => {
-            program::end_like(Relay::new(from_host, to_host, pipes).run(&mut program))
-        }
+        Ok((mut program, pipes)) => match Relay::new(from_host, to_host, pipes).run(&mut program) {
+            Outcome::Ended(status) => program::end_like(status),
+            Outcome::RunsCommands(handover) => commands::serve(program, *handover),
+        },
         Err(error) => tell(&mut to_host, &PluginMessage::Error(error)),
     }
 }
@@ -156,7 +159,7 @@ fn serve(arguments: Arguments, from_host: File, to_host: File) -> ExitCode {
         session.fail(LaunchError::new(ErrorKind::Plugin, message).because(&error));
         leave(session);
     }
-    match listen(from_host, session, &launch) {
+    match listen(from_host, session, &launch, |_| {}) {
         Ok(()) => session.host_is_gone(),
         Err(error) => session.fail(error),
     }
@@ -192,11 +195,13 @@ struct Launch {
     log_level: LogLevel,
 }
 
-/// Reads what the host says until it closes its end; an error breaks the protocol.
+/// Reads what the host says until it closes its end; an error breaks the protocol. An executable
+/// plugin gets the lines that are for it by `pass`.
 fn listen(
-    from_host: File,
+    from_host: impl Read,
     session: &Session,
     launch: &mpsc::SyncSender<Launch>,
+    pass: impl Fn(&[u8]),
 ) -> Result<(), LaunchError> {
     let broken = |what: &str| LaunchError::new(ErrorKind::Plugin, what);
     let mut from_host = BufReader::new(from_host);
@@ -217,16 +222,23 @@ fn listen(
             HostMessage::Hello(hello) if !(PROTOCOL[0]..=PROTOCOL[1]).contains(&hello.protocol) => {
                 return Err(broken("the host speaks another version of the protocol"));
             }
-            HostMessage::Hello(hello) => log_level = hello.log_level,
+            HostMessage::Hello(hello) => {
+                log_level = hello.log_level;
+                pass(&line);
+            }
             HostMessage::Launch(_) if session.is_launched() => {
                 return Err(broken("the host asked for a second launch"));
             }
             HostMessage::Launch(request) => {
                 session.launched();
+                pass(&line);
                 // Nobody takes it only where the process is about to end.
                 let _ = launch.try_send(Launch { request, log_level });
             }
-            HostMessage::Answer(answer) => session.answered(answer),
+            HostMessage::Answer(answer) => {
+                pass(&line);
+                session.answered(answer);
+            }
             HostMessage::Verdict(verdict) => session.decided(verdict),
             HostMessage::Cancel => session.cancel(),
             _ => {}

@@ -1,17 +1,20 @@
 //! What passes between the manager and an executable plugin, byte by byte.
 //!
 //! One thread sleeps in one `poll` over both directions and the plugin's end. Nothing is judged
-//! here: whatever breaks the protocol is the manager's to tell.
+//! here but whether the plugin's hello says that it [runs commands](crate::commands); whatever breaks
+//! the protocol is the manager's to tell.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
+use distant_plugin_api::message::{PluginMessage, MESSAGE_MAX};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Signal;
 use zeroize::Zeroizing;
 
+use crate::commands::Handover;
 use crate::program::{Pipes, Program};
 use crate::GRACE;
 
@@ -34,11 +37,21 @@ pub(crate) struct Relay {
     to_plugin: Option<File>,
     inward: Buffer,
     outward: Buffer,
+    /// Nothing of the plugin's first line is handed on before all of it is there.
+    is_first_line: bool,
     /// The manager has closed its end, or was killed.
     is_host_gone: bool,
     /// When a plugin that nobody wants any more has to end.
     deadline: Option<Instant>,
     was_terminated: bool,
+}
+
+/// Why a relay has come to an end.
+pub(crate) enum Outcome {
+    /// The plugin has ended like this, and what it said is handed on.
+    Ended(ExitStatus),
+    /// The plugin wants more than a relay.
+    RunsCommands(Box<Handover>),
 }
 
 /// Bytes on their way; an answer or a key may be among them.
@@ -95,19 +108,20 @@ impl Relay {
             to_plugin: Some(pipes.stdin.into()),
             inward: Buffer::default(),
             outward: Buffer::default(),
+            is_first_line: true,
             is_host_gone: false,
             deadline: None,
             was_terminated: false,
         }
     }
 
-    /// Passes everything on until the plugin has ended, and returns how it did. Where the manager
-    /// is gone this takes the whole process group along, this process included.
-    pub(crate) fn run(mut self, program: &mut Program) -> ExitStatus {
+    /// Passes everything on until the plugin has ended. Where the manager is gone this takes the
+    /// whole process group along, this process included.
+    pub(crate) fn run(mut self, program: &mut Program) -> Outcome {
         loop {
             for (woken, flags) in self.wait(program) {
                 match woken {
-                    Woken::Exited => return self.finish(program),
+                    Woken::Exited => return Outcome::Ended(self.finish(program)),
                     Woken::FromHost => self.hear_host(flags),
                     Woken::ToPlugin => {
                         let open = self.to_plugin.as_mut();
@@ -127,6 +141,11 @@ impl Relay {
                             self.to_host = None;
                         }
                     }
+                }
+            }
+            if self.is_first_line {
+                if let Some(handover) = self.look_at_first_line() {
+                    return Outcome::RunsCommands(Box::new(handover));
                 }
             }
             self.settle();
@@ -150,10 +169,12 @@ impl Relay {
         if let Some(file) = self.to_plugin.as_ref().filter(|_| !self.inward.0.is_empty()) {
             fds.push((Woken::ToPlugin, PollFd::new(file, PollFlags::OUT)));
         }
-        if let Some(file) = self.from_plugin.as_ref().filter(|_| self.outward.has_room()) {
+        let has_room = self.is_first_line || self.outward.has_room();
+        if let Some(file) = self.from_plugin.as_ref().filter(|_| has_room) {
             fds.push((Woken::FromPlugin, PollFd::new(file, PollFlags::IN)));
         }
-        if let Some(file) = self.to_host.as_ref().filter(|_| !self.outward.0.is_empty()) {
+        let has_news = !self.is_first_line && !self.outward.0.is_empty();
+        if let Some(file) = self.to_host.as_ref().filter(|_| has_news) {
             fds.push((Woken::ToHost, PollFd::new(file, PollFlags::OUT)));
         }
         let (woken, mut fds): (Vec<_>, Vec<_>) = fds.into_iter().unzip();
@@ -181,6 +202,36 @@ impl Relay {
             self.is_host_gone = true;
             self.deadline = Some(Instant::now() + GRACE);
         }
+    }
+
+    /// Looks whether the plugin's first line is complete. If it is a hello that asks for more than a
+    /// relay, gives everything away, unless a side has ended already.
+    fn look_at_first_line(&mut self) -> Option<Handover> {
+        let said = &self.outward.0;
+        // Like the manager, which skips empty lines.
+        let begin = said.iter().position(|byte| !byte.is_ascii_whitespace()).unwrap_or(said.len());
+        let end = said[begin..].iter().position(|byte| *byte == b'\n');
+        if end.is_none() && self.from_plugin.is_some() && said.len() <= MESSAGE_MAX {
+            return None;
+        }
+        self.is_first_line = false;
+        let end = begin + end? + 1;
+        let hello = match serde_json::from_slice(&said[begin..end]) {
+            Ok(PluginMessage::Hello(hello)) if hello.manifest.runs_commands => hello,
+            _ => return None,
+        };
+        let sides = (&self.from_host, &self.to_host, &self.from_plugin, &self.to_plugin);
+        let (Some(_), Some(_), Some(_), Some(_)) = sides else { return None };
+        self.outward.0.drain(..end);
+        Some(Handover {
+            hello,
+            from_host: self.from_host.take()?,
+            to_host: self.to_host.take()?,
+            from_plugin: self.from_plugin.take()?,
+            to_plugin: self.to_plugin.take()?,
+            inward: std::mem::take(&mut self.inward).0,
+            outward: std::mem::take(&mut self.outward).0,
+        })
     }
 
     /// Passes on that a side has ended, and forgets what nobody takes.

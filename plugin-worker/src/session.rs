@@ -6,13 +6,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use distant_plugin_api::abi::Status;
 use distant_plugin_api::message::{
-    Answer, Ask, AskKind, HostMessage, Offer, PluginHello, PluginMessage, Verdict, VerdictKind,
-    MESSAGE_MAX,
+    Answer, Ask, AskKind, HostMessage, Offer, PluginHello, PluginMessage, Run, Verdict,
+    VerdictKind, MESSAGE_MAX,
 };
 use distant_plugin_api::{ErrorKind, LaunchError};
 use rustix::io::Errno;
@@ -42,9 +42,23 @@ struct Output {
 struct State {
     asks: BTreeMap<u64, Option<Answer>>,
     offers: BTreeMap<u64, Offered>,
+    run: RunState,
+    /// Why a launch that is cancelled was not cancelled by the host.
+    stopped: Option<LaunchError>,
     launched: bool,
     cancelled: bool,
     host_gone: bool,
+}
+
+/// How far the one question to an executable plugin is.
+#[derive(Default)]
+enum RunState {
+    #[default]
+    Unasked,
+    Asked,
+    Answered(Run),
+    /// It was taken, or none will come.
+    Over,
 }
 
 #[derive(Default)]
@@ -117,6 +131,7 @@ impl Session {
             PluginMessage::Ask(ask) => self.ask(ask).map(HostMessage::Answer).map(Some),
             PluginMessage::Offer(offer) => self.offer(offer).map(HostMessage::Verdict).map(Some),
             PluginMessage::Hello(_) => Err(Refusal::Malformed("`hello` is the host's to send")),
+            PluginMessage::Run(_) => Err(Refusal::Malformed("`run` answers nothing here")),
             PluginMessage::Other => Ok(None),
             // How it ended and why are told even when nobody wants the launch any more.
             PluginMessage::Log(_) => self.write(&message, false).map(|()| None),
@@ -193,6 +208,56 @@ impl Session {
         self.changed.notify_all();
     }
 
+    /// Hands on a message of an executable plugin's, whose answer is its own to take.
+    pub(crate) fn pass(&self, message: &PluginMessage) {
+        // Nobody there is found out by the thread that reads; too long it cannot be, as it was read.
+        let _ = self.write(message, false);
+    }
+
+    /// An executable plugin is about to be asked how a command is run.
+    pub(crate) fn wants_run(&self) {
+        let mut state = lock(&self.state);
+        if matches!(state.run, RunState::Unasked) {
+            state.run = RunState::Asked;
+        }
+    }
+
+    /// Takes in how a command is run, or that this will never be said. Tells whether anybody waits.
+    pub(crate) fn ran(&self, run: Option<Run>) -> bool {
+        let mut state = lock(&self.state);
+        let is_asked = matches!(state.run, RunState::Asked);
+        state.run = match (run, is_asked) {
+            (Some(run), true) => RunState::Answered(run),
+            (None, _) if !matches!(state.run, RunState::Answered(_)) => RunState::Over,
+            _ => return false,
+        };
+        self.changed.notify_all();
+        is_asked
+    }
+
+    /// Waits for how a command is run; `None` if it will never be said.
+    pub(crate) fn wait_for_run(&self) -> Result<Option<Run>, Refusal> {
+        self.wait(|state| match std::mem::replace(&mut state.run, RunState::Over) {
+            RunState::Answered(run) => Some(Some(run)),
+            RunState::Over => Some(None),
+            waiting => {
+                state.run = waiting;
+                None
+            }
+        })
+    }
+
+    /// Cancels the launch because of the plugin; the first reason counts.
+    pub(crate) fn stop(&self, error: LaunchError) {
+        lock(&self.state).stopped.get_or_insert(error);
+        self.cancel();
+    }
+
+    /// Why the launch was [stopped](Self::stop), if it was.
+    pub(crate) fn stopped(&self) -> Option<LaunchError> {
+        lock(&self.state).stopped.take()
+    }
+
     /// Takes a verdict in; one for an offer that was never made is dropped.
     pub(crate) fn decided(&self, verdict: Verdict) {
         if let Some(offered) = lock(&self.state).offers.get_mut(&verdict.id) {
@@ -259,6 +324,11 @@ impl Session {
     }
 
     /// Becomes readable, and stays so, when nobody wants the launch any more.
+    pub(crate) fn cancelled(&self) -> BorrowedFd<'_> {
+        self.cancelled.as_fd()
+    }
+
+    /// The number of [`Session::cancelled`].
     pub(crate) fn cancel_fd(&self) -> RawFd {
         self.cancelled.as_raw_fd()
     }

@@ -1,5 +1,7 @@
 //! Executable plugins: what their parent, the worker, sees to.
 
+mod commands;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
