@@ -7,6 +7,7 @@
 mod abi;
 mod docs;
 mod executable;
+mod examples;
 mod faulty;
 mod idle;
 mod install;

@@ -76,6 +76,11 @@ impl Look {
         processes().filter(holds).filter_map(Seen::at).collect()
     }
 
+    /// Every process that runs.
+    pub(crate) fn running() -> Vec<Seen> {
+        processes().filter_map(Seen::at).collect()
+    }
+
     /// Waits until no process with this mark is left; returns those that are still there after
     /// `limit`.
     pub(crate) fn left(mark: &str, limit: Duration) -> Vec<Seen> {

@@ -1,0 +1,72 @@
+//! The plugins of `examples/`, each built as its author would, installed for a user, and launched.
+
+mod chroot;
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::support::{programs, repository, Home, Invocation, Manager};
+
+/// Where what is built of the examples is kept from run to run.
+fn built(example: &str) -> PathBuf {
+    let target = programs().distant.ancestors().nth(2).unwrap();
+    target.join("examples-of-plugins").join(example)
+}
+
+/// The folder of an example.
+fn example(name: &str) -> PathBuf {
+    repository().join("examples").join(name)
+}
+
+/// Runs `make` in the folder of an example, with what it builds going elsewhere.
+fn make(name: &str, goals: &[&str]) -> PathBuf {
+    let out = built(name);
+    let mut argument = OsString::from("OUT=");
+    argument.push(&out);
+    let mut command = Command::new("make");
+    command.arg("-s").args(goals).arg(argument).current_dir(example(name));
+    // A jobserver of somebody else's `make` is none of this one's.
+    command.env_remove("MAKEFLAGS").env_remove("MFLAGS");
+    let done = command.output().unwrap();
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(done.status.success(), "make {goals:?} of {name}: {said}");
+    out
+}
+
+/// Installs a plugin's file where the host looks for the user's own.
+fn install(home: &Home, file: &Path) {
+    let name = file.file_name().unwrap().to_str().unwrap();
+    let place = home.write(&format!("data/distant/plugins/{name}"), fs::read(file).unwrap());
+    fs::set_permissions(&place, fs::Permissions::from_mode(0o755)).unwrap();
+    for folder in place.ancestors().skip(1).take(3) {
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+}
+
+/// Kills the worker of a launch.
+fn kill_worker(manager: &Manager) {
+    let mut workers = manager.offspring();
+    workers.retain(|seen| seen.command.contains("plugin-worker"));
+    assert_eq!(workers.len(), 1, "{workers:#?}");
+    workers[0].kill();
+}
+
+/// Runs a command over the connection that was made last, and returns what it prints.
+#[track_caller]
+fn over_there(home: &Home, command: &[&str]) -> String {
+    let spawn = home.ours(["spawn", "--"].iter().chain(command));
+    spawn.run().success().stdout
+}
+
+/// A launch that is refused, with these words on stderr.
+#[track_caller]
+fn refused(launch: Invocation, words: &[&str]) {
+    let failed = launch.run().code(1);
+    for word in words {
+        assert!(failed.stderr.contains(word), "no `{word}`: {}", failed.told());
+    }
+    assert_eq!(failed.stdout, "");
+}
