@@ -6,8 +6,8 @@
 
 mod abi;
 mod docs;
-mod executable;
 mod examples;
+mod executable;
 mod faulty;
 mod idle;
 mod install;
