@@ -142,7 +142,8 @@ async fn by_hand(
         LaunchError::new(ErrorKind::Unresolved, message).caused_by(reason)
     })?;
     let left = deadline.saturating_duration_since(Instant::now());
-    let options = ClientOptions::tcp(credential, left);
+    let patience = manager.limits.reconnect;
+    let options = ClientOptions { patience, ..ClientOptions::tcp(credential, left) };
     let client = Client::connect_tcp(&addresses, options).await.map_err(|error| match error {
         ConnectError::TimedOut { .. } => timed_out(),
         error => {

@@ -84,7 +84,7 @@ async fn launch(
         verbose,
         process,
         clock: Clock::start(manager.limits.plugin + timeout),
-        offers: Offers::new(timeout, manager.limits.slow),
+        offers: Offers::new(timeout, &manager.limits),
         questions: FuturesUnordered::new(),
         uploaded: 0,
         upload_until: None,

@@ -16,6 +16,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use futures::FutureExt;
 use tokio::time::Instant;
 
+use super::Limits;
 use crate::wire::client::{Client, ClientOptions, ConnectError, Credential};
 
 /// What a try came to.
@@ -45,6 +46,7 @@ impl Made {
 pub(super) struct Offers {
     timeout: Duration,
     slow: Duration,
+    reconnect: Duration,
     deadline: Option<Instant>,
     is_decided: bool,
     made: BTreeMap<u64, Made>,
@@ -52,11 +54,13 @@ pub(super) struct Offers {
 }
 
 impl Offers {
-    /// Gives all offers together `timeout`; a silent one is called `slow` after that time.
-    pub(super) fn new(timeout: Duration, slow: Duration) -> Self {
+    /// Gives all offers together `timeout`; how long a silent one may be, and a connection is asked
+    /// for again, is in the limits.
+    pub(super) fn new(timeout: Duration, limits: &Limits) -> Self {
         Self {
             timeout,
-            slow,
+            slow: limits.slow,
+            reconnect: limits.reconnect,
             deadline: None,
             is_decided: false,
             made: BTreeMap::new(),
@@ -88,7 +92,7 @@ impl Offers {
         let (id, slow) = (offer.id, if is_hopeless { Duration::ZERO } else { self.slow });
         let silence = tokio::time::sleep(slow);
         self.tries.push(silence.map(move |()| Tried::Verdict(id, VerdictKind::Slow)).boxed());
-        self.tries.push(attempt(offer, deadline, self.timeout).boxed());
+        self.tries.push(attempt(offer, deadline, self.timeout, self.reconnect).boxed());
     }
 
     /// Waits for the next result; for ever while nothing is tried. Cancel-safe.
@@ -157,7 +161,7 @@ fn host(destination: &Destination) -> String {
     format!("{}:{}", destination.host.to_lowercase(), destination.port.unwrap_or_default())
 }
 
-async fn attempt(offer: Offer, deadline: Instant, timeout: Duration) -> Tried {
+async fn attempt(offer: Offer, deadline: Instant, timeout: Duration, patience: Duration) -> Tried {
     let unreachable =
         |reason: String| Tried::Verdict(offer.id, VerdictKind::Unreachable { reason });
     let no_answer = || unreachable(format!("no answer within {} ms", timeout.as_millis()));
@@ -173,7 +177,8 @@ async fn attempt(offer: Offer, deadline: Instant, timeout: Duration) -> Tried {
     }
     let key = offer.key.clone();
     let credential = if offer.proof { Credential::Proof(key) } else { Credential::Key(key) };
-    match Client::connect_tcp(&addresses, ClientOptions::tcp(credential, left)).await {
+    let options = ClientOptions { patience, ..ClientOptions::tcp(credential, left) };
+    match Client::connect_tcp(&addresses, options).await {
         Ok(client) => Tried::Proven(offer.id, client),
         Err(error) if is_another_server(&error) => {
             Tried::Verdict(offer.id, VerdictKind::Refused { reason: reason(&error) })

@@ -36,6 +36,11 @@ const BACKUP: usize = 16 * 1024 * 1024;
 const SILENCE: Duration = Duration::from_secs(20);
 /// Before the second attempt to connect again, usually.
 const BACK_OFF: Duration = Duration::from_secs(1);
+/// For one attempt to connect again, usually.
+const ATTEMPT: Duration = Duration::from_secs(30);
+/// For a released server to notice that a connection is lost, usually. Who comes back over another
+/// network wants an answer by then, and not after the quarter of an hour that its system may take.
+const PATIENCE: Duration = Duration::from_secs(2 * 60);
 /// Replies to one request that may wait to be taken.
 const REPLIES: usize = 64;
 
@@ -66,6 +71,11 @@ pub struct ClientOptions {
     pub silence: Duration,
     /// Before the second attempt to connect again; doubled each time, up to 60 s.
     pub back_off: Duration,
+    /// For one attempt to connect again.
+    pub attempt: Duration,
+    /// A released server does not answer before it has noticed that the old connection is gone, and
+    /// refuses everybody else meanwhile. After that time its refusal, or silence, is its last word.
+    pub patience: Duration,
 }
 
 impl ClientOptions {
@@ -78,6 +88,8 @@ impl ClientOptions {
             compression: None,
             silence: SILENCE,
             back_off: BACK_OFF,
+            attempt: ATTEMPT,
+            patience: PATIENCE,
         }
     }
 

@@ -22,8 +22,6 @@ use crate::wire::stream::{Reading, Socket, Stream, FLUSH};
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(60);
 /// After so many connections in a row that did not last, the next one waits as well.
 const FLAPS: u32 = 5;
-/// For one attempt.
-const ATTEMPT: Duration = Duration::from_secs(30);
 /// So many refusals in a row are the server's last word. Not the first one: what lies between may
 /// have closed the connection.
 const REFUSALS: u32 = 3;
@@ -31,9 +29,6 @@ const REFUSALS: u32 = 3;
 /// minute. Not earlier: what lies between may refuse as well, such as a network that is just coming
 /// back.
 const CLOSED: u32 = 6;
-/// A released server does not answer before it has noticed that the old connection is gone, and
-/// refuses everybody else meanwhile: for as long as its system tries to reach the lost one.
-const PATIENCE: Duration = Duration::from_secs(20 * 60);
 
 /// What the task shares with the handles.
 #[derive(Debug)]
@@ -247,13 +242,14 @@ async fn again(
 ) -> Result<Stream<tokio::net::TcpStream>, String> {
     let mut pause = options.back_off;
     let (mut refusals, mut closed) = (0, 0);
-    let mut patient_until = Instant::now();
+    // From the first time that a released server was asked and did not answer.
+    let mut patient_until: Option<Instant> = None;
     loop {
         let mut is_asked = false;
         let attempt = async {
             let socket = connect::reach(address)
                 .await
-                .map_err(|error| ReconnectError::Failed(not_reached(error, ATTEMPT)))?;
+                .map_err(|error| ReconnectError::Failed(not_reached(error, options.attempt)))?;
             // The newest password first, then by turns with the one before.
             let (password, outbox) = (refusals as usize % 2, &shared.outbox);
             connect::resume(
@@ -267,21 +263,26 @@ async fn again(
             )
             .await
         };
-        let failure = match timeout(ATTEMPT, attempt).await {
+        let failure = match timeout(options.attempt, attempt).await {
             Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(failure)) => failure,
             Err(_) => {
                 if is_asked && !identity.is_ours {
-                    patient_until = Instant::now() + PATIENCE;
+                    patient_until.get_or_insert_with(|| Instant::now() + options.patience);
                 }
-                ReconnectError::Failed(ConnectError::TimedOut { within: ATTEMPT })
+                ReconnectError::Failed(ConnectError::TimedOut { within: options.attempt })
             }
         };
+        let is_patient = patient_until.is_some_and(|until| Instant::now() < until);
         match failure {
             ReconnectError::Final(reason) => return Err(reason),
             ReconnectError::Failed(error) => {
                 warn!(%address, %error, "cannot connect again yet");
                 refusals = 0;
+                let is_mute = is_asked && matches!(error, ConnectError::TimedOut { .. });
+                if is_mute && patient_until.is_some() && !is_patient {
+                    return Err("the server does not take the connection up again".to_owned());
+                }
                 closed = if matches!(error, ConnectError::Refused { .. }) { closed + 1 } else { 0 };
                 if closed >= CLOSED {
                     return Err("nobody listens there any more".to_owned());
@@ -290,7 +291,7 @@ async fn again(
             ReconnectError::Refused => {
                 closed = 0;
                 refusals += 1;
-                if refusals >= REFUSALS && patient_until <= Instant::now() {
+                if refusals >= REFUSALS && !is_patient {
                     return Err("the server refuses to take the connection up again".to_owned());
                 }
             }

@@ -209,8 +209,9 @@ impl Proxy {
                         _ = cut.changed() => {}
                     }
                     drop(near);
-                    if matches!(*cut.borrow(), Cut::Near) {
-                        std::future::pending::<()>().await;
+                    if matches!(*cut.borrow_and_update(), Cut::Near) {
+                        // Until the next cut.
+                        let _ = cut.changed().await;
                     }
                 });
             }

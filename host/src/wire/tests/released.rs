@@ -234,6 +234,45 @@ async fn our_client_takes_up_a_connection_to_a_released_server_and_loses_nothing
     }
 }
 
+fn hasty(patience: Duration) -> ClientOptions {
+    let (back_off, attempt) = (Duration::from_millis(10), Duration::from_millis(200));
+    ClientOptions { back_off, attempt, patience, ..sent_key() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_released_server_that_does_not_notice_the_loss_is_given_up_after_a_while() {
+    let (_server, address) = released_server().await;
+    let proxy = Proxy::start(address).await;
+    let client =
+        Client::connect_tcp(&[proxy.address], hasty(Duration::from_secs(1))).await.unwrap();
+    let lost = std::time::Instant::now();
+
+    // As if the client had come back from another network: the server waits for the old one.
+    proxy.strand();
+
+    let mut status = client.status();
+    let status = within(status.wait_for(|status| matches!(status, Status::Closed { .. }))).await;
+    let Status::Closed { reason } = status.unwrap().clone() else { unreachable!() };
+    assert!(reason.contains("take the connection up again"), "{reason}");
+    assert!(lost.elapsed() >= Duration::from_secs(1), "it was not waited for");
+    assert!(lost.elapsed() < Duration::from_secs(10), "after {:?}", lost.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_released_server_that_notices_the_loss_in_time_gives_the_connection_back() {
+    let (_server, address) = released_server().await;
+    let mut proxy = Proxy::start(address).await;
+    let client = Client::connect_tcp(&[proxy.address], hasty(DEADLINE)).await.unwrap();
+    assert_eq!(echo(&client, "before").await, "before");
+    proxy.strand();
+    // More attempts than a server gets that may not have noticed.
+    within(proxy.connections.wait_for(|connections| *connections > 6)).await.unwrap();
+
+    proxy.cut();
+
+    assert_eq!(echo(&client, "again").await, "again");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_released_client_takes_up_a_connection_to_our_server_and_loses_nothing() {
     let heartbeat = Duration::from_millis(50);
