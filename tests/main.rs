@@ -17,6 +17,7 @@ mod launch;
 mod malformed;
 mod properties;
 mod proxy;
+mod questions;
 mod registry;
 mod secrets;
 mod server;

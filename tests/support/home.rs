@@ -174,6 +174,12 @@ impl Invocation {
         self
     }
 
+    /// Adds arguments.
+    pub(crate) fn args(mut self, arguments: &[&str]) -> Self {
+        self.command.args(arguments);
+        self
+    }
+
     /// Sets the folder that it starts in.
     pub(crate) fn cwd(mut self, folder: impl AsRef<Path>) -> Self {
         self.command.current_dir(folder);

@@ -173,11 +173,19 @@ async fn ask_key(
     };
     let challenge =
         Authentication::Challenge { questions: vec![question], options: Default::default() };
-    match person.ask(&challenge).await? {
+    let hint = "give the key by `--key-file <FILE>`, or on standard input with `--key-from-stdin`";
+    let answer = person.ask(&challenge).await.map_err(|error| match error.kind {
+        ErrorKind::Cancelled => error.with_hint(hint),
+        _ => error,
+    })?;
+    match answer {
         Some(AuthenticationResponse::Challenge { answers }) if answers.len() == 1 => {
             parse_key(&answers[0])
         }
-        _ => Err(LaunchError::new(ErrorKind::Cancelled, "the key was asked for and not given")),
+        _ => {
+            let message = "the key was asked for and not given";
+            Err(LaunchError::new(ErrorKind::Cancelled, message).with_hint(hint))
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use distant_plugin_api::destination::Destination;
 use distant_plugin_api::options::Options;
 use distant_plugin_api::secret::Secret;
-use distant_plugin_api::LaunchError;
+use distant_plugin_api::{ErrorKind, LaunchError};
 use serde::Serialize;
 
 use super::arguments::{CacheFlag, Format, Launch};
@@ -151,6 +151,8 @@ pub(crate) async fn attend(
     trace.asked();
     let mut replies = manager.send(request).await?;
     let mut waiting = VecDeque::new();
+    // Why nobody answered a question, of those the first.
+    let mut unanswered: Option<LaunchError> = None;
     loop {
         let response = match waiting.pop_front() {
             Some(response) => response,
@@ -160,7 +162,7 @@ pub(crate) async fn attend(
             Ok(ManagerResponse::Authenticate { id, msg }) => (id, msg),
             last => {
                 terminal.finish_progress();
-                return last;
+                return last.map_err(|error| with_reason(error, unanswered));
             }
         };
         match extension(&response) {
@@ -168,30 +170,52 @@ pub(crate) async fn attend(
             Some(ManagerExtension::Notice(notice)) => terminal.notice(&notice),
             Some(ManagerExtension::Log(log)) => terminal.log(&log),
             Some(ManagerExtension::Timing(timing)) => trace.told(timing),
-            _ => {
+            extension => {
+                let may_stay_open = matches!(extension, Some(ManagerExtension::Question));
                 let answer = unless_over(person.ask(&message), &mut replies, &mut waiting).await?;
-                if let Some(msg) = answer {
+                match answer {
+                    Ok(None) => {}
                     // It is replied to only where it comes too late, and then the launch itself
                     // says why.
-                    manager.send(&ManagerRequest::Authenticate { id, msg }).await?;
+                    Ok(Some(msg)) => {
+                        manager.send(&ManagerRequest::Authenticate { id, msg }).await?;
+                    }
+                    // Whoever has asked knows best what that means.
+                    Err(error) if may_stay_open && error.kind == ErrorKind::Cancelled => {
+                        manager.send_unanswered(id).await?;
+                        unanswered.get_or_insert(error);
+                    }
+                    Err(error) => return Err(error),
                 }
             }
         }
     }
 }
 
+/// Adds why nobody answered to what came of that.
+fn with_reason(error: LaunchError, unanswered: Option<LaunchError>) -> LaunchError {
+    let Some(unanswered) = unanswered else { return error };
+    let hint = error.hint.clone().or(unanswered.hint.clone());
+    let error = error.caused_by(unanswered.one_line());
+    hint.into_iter().fold(error, LaunchError::with_hint)
+}
+
 /// Waits for an answer, but not longer than the launch lasts. What the manager says meanwhile is
 /// kept for afterwards, so that it does not run into the prompt.
+///
+/// # Errors
+///
+/// The launch is over, or the manager gone.
 async fn unless_over<T>(
     answer: impl std::future::Future<Output = Result<T, LaunchError>>,
     replies: &mut Replies,
     waiting: &mut VecDeque<Response>,
-) -> Result<T, LaunchError> {
+) -> Result<Result<T, LaunchError>, LaunchError> {
     let mut answer = std::pin::pin!(answer);
     loop {
         tokio::select! {
             biased;
-            answer = &mut answer => return answer,
+            answer = &mut answer => return Ok(answer),
             reply = replies.next() => {
                 let reply = reply.ok_or_else(gone)?;
                 // Only an error ends a launch that still has a question open.

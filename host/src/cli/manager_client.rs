@@ -19,7 +19,8 @@ use crate::paths;
 use crate::wire::client::{Authenticator, Client, ClientOptions, ConnectError, Replies, Status};
 use crate::wire::envelope::{Request, Response};
 use crate::wire::message::{
-    Authentication, ClientExtension, ManagerExtension, ManagerRequest, ManagerResponse, EXTENSION,
+    Authentication, AuthenticationResponse, ClientExtension, ManagerExtension, ManagerRequest,
+    ManagerResponse, EXTENSION,
 };
 
 /// A connection to the manager. Dropping it cancels every launch that it waits for.
@@ -60,6 +61,7 @@ impl ManagerClient {
             cwd: std::env::current_dir().ok().filter(|cwd| cwd.to_str().is_some()),
             stop: false,
             timings: false,
+            unanswered: false,
             close_stdin: false,
         };
         Ok(Self { client: found.client, socket: found.socket, extension })
@@ -89,6 +91,18 @@ impl ManagerClient {
             .map_err(|error| terminal::from_error("cannot write a request", &error))?;
         envelope.header.insert(EXTENSION.to_owned(), extension);
         self.client.send(envelope).await.map_err(|_| gone())
+    }
+
+    /// Tells the manager that nobody answers a question that it called
+    /// [`ManagerExtension::Question`].
+    ///
+    /// # Errors
+    ///
+    /// The manager is gone.
+    pub(crate) async fn send_unanswered(&self, id: u32) -> Result<(), LaunchError> {
+        let extension = ClientExtension { unanswered: true, ..self.extension.clone() };
+        let msg = AuthenticationResponse::Verification { valid: false };
+        self.send_with(&ManagerRequest::Authenticate { id, msg }, &extension).await.map(drop)
     }
 
     /// Asks the manager to end; its version comes back when everything has ended.

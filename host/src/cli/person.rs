@@ -236,7 +236,10 @@ fn stdin_may_answer() -> bool {
 }
 
 fn unanswered(message: &str) -> LaunchError {
-    LaunchError::new(ErrorKind::Cancelled, message)
+    LaunchError::new(ErrorKind::Cancelled, message).with_hint(
+        "run it at a terminal, or with `--format json` and a line on standard input for each \
+         question",
+    )
 }
 
 fn terminal_gone(error: &io::Error) -> LaunchError {

@@ -64,6 +64,20 @@ impl Questions {
         Question { questions: self, id, answer }
     }
 
+    /// Cancels a question that nobody answers.
+    ///
+    /// # Errors
+    ///
+    /// What to tell the client: there is no such question of its.
+    pub(super) fn cancel(&self, connection: u32, id: u32) -> Result<(), String> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        match open.get(&id).is_some_and(|it| it.connection == connection) {
+            true => drop(open.remove(&id)),
+            false => return Err(INVALID.to_owned()),
+        }
+        Ok(())
+    }
+
     /// Answers a question; one that the answer does not fit is cancelled by it.
     ///
     /// # Errors
@@ -75,7 +89,7 @@ impl Questions {
         id: u32,
         answer: AuthenticationResponse,
     ) -> Result<(), String> {
-        let invalid = || "Invalid authentication id".to_owned();
+        let invalid = || INVALID.to_owned();
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if open.get(&id).is_none_or(|it| it.connection != connection) {
             return Err(invalid());
@@ -109,6 +123,9 @@ impl Questions {
         question.answer.send(given).map_err(|_| invalid())
     }
 }
+
+/// The words of a 0.20 manager for a question that is not there.
+const INVALID: &str = "Invalid authentication id";
 
 impl Question<'_> {
     /// What the answer has to name.
@@ -167,6 +184,16 @@ mod tests {
             assert!(questions.answer(1, question.id(), answer).is_err());
             assert!(question.answered().await.is_none());
         }
+    }
+
+    #[tokio::test]
+    async fn whoever_was_asked_may_cancel_and_nobody_else() {
+        let questions = Questions::default();
+        let mut question = questions.open(1, Expected::Validity);
+        assert_eq!(questions.cancel(2, question.id()), Err(INVALID.to_owned()));
+        assert_eq!(questions.cancel(1, question.id()), Ok(()));
+        assert!(question.answered().await.is_none());
+        assert_eq!(questions.cancel(1, question.id()), Err(INVALID.to_owned()));
     }
 
     #[test]

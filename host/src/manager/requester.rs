@@ -193,7 +193,11 @@ impl Requester {
         let mut question = manager.questions.open(self.session.connection, expected);
         let asked = ManagerResponse::Authenticate { id: question.id(), msg };
         let answered = async {
-            self.reply(&asked).await.ok()?;
+            let header = match self.is_extended() {
+                true => header(&ManagerExtension::Question),
+                false => Header::new(),
+            };
+            self.reply.send_with(header, &asked).await.ok()?;
             question.answered().await
         };
         tokio::select! {

@@ -179,7 +179,10 @@ impl Manager {
                 None
             }
             ManagerRequest::Authenticate { id, msg } => {
-                self.questions.answer(client, id, msg)?;
+                match requester.extension.as_ref().is_some_and(|it| it.unanswered) {
+                    true => self.questions.cancel(client, id)?,
+                    false => self.questions.answer(client, id, msg)?,
+                }
                 None
             }
             ManagerRequest::OpenChannel { id } => {

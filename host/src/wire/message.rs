@@ -288,6 +288,10 @@ pub struct ClientExtension {
     /// Wanted of a launch: that the manager tells when each step of it began.
     #[serde(default)]
     pub timings: bool,
+    /// With an `authenticate`: nobody answers, and what the payload says is only for a manager that
+    /// does not know this. For questions that come with [`ManagerExtension::Question`].
+    #[serde(default)]
+    pub unanswered: bool,
     /// With a `proc_stdin` for a server: nothing follows its data, so the process sees the end of its
     /// input. A released server knows no such end and takes the data alone.
     #[serde(default)]
@@ -306,6 +310,8 @@ pub enum ManagerExtension {
     Log(Log),
     /// When a step of a launch began; the payload is an `authenticate` with an `auth_info`.
     Timing(Timing),
+    /// A question that may stay unanswered; the payload is an `authenticate`.
+    Question,
     /// Why a request failed, the payload being an `error`; or why a channel was closed, the payload
     /// being `channel_closed`.
     Error(LaunchError),
