@@ -163,6 +163,8 @@ impl Ways<'_> {
         match second? {
             Answer::No { reason: second, kind } => {
                 let reason = format!("{reason}; through a tunnel: {second}");
+                // Where nothing listens, a tunnel is closed as one to another server would be.
+                let kind = if slow { kind } else { ErrorKind::PortUnreachable };
                 Ok((Answer::No { reason, kind }, Some(through.id)))
             }
             connected => Ok((connected, Some(through.id))),
