@@ -15,7 +15,8 @@ fn tests_below(folder: &Path, found: &mut BTreeSet<String>) {
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let text = fs::read_to_string(&path).unwrap();
             let names = text.lines().filter_map(|line| {
-                let name = line.trim().strip_prefix("fn ")?;
+                let line = line.trim();
+                let name = line.strip_prefix("async ").unwrap_or(line).strip_prefix("fn ")?;
                 Some(name.split(['(', '<']).next()?.to_owned())
             });
             found.extend(names);
@@ -26,7 +27,7 @@ fn tests_below(folder: &Path, found: &mut BTreeSet<String>) {
 #[test]
 fn the_map_names_only_tests_that_exist() {
     let mut known = BTreeSet::new();
-    for folder in ["tests", "host/src", "plugin-api/src", "plugins"] {
+    for folder in ["tests", "host/src", "plugin-api/src", "plugin-worker/src", "plugins"] {
         tests_below(&repository().join(folder), &mut known);
     }
     let map = fs::read_to_string(repository().join("ARCHITECTURE.md")).unwrap();
