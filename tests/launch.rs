@@ -301,14 +301,18 @@ fn a_missing_server_is_told_at_once() {
     let _calm = calm();
     let home = Home::new();
     let manager = Manager::start(&home);
-    let begun = Instant::now();
-    let failed = launch(&home).arg("--distant").arg("/no/such/distant").run();
-    assert!(begun.elapsed() < AT_ONCE, "{:?}", begun.elapsed());
-    assert_refused(failed, 1, &["error: ", "/no/such/distant"]);
-    let dies = home.script("dies", "#!/bin/sh\necho the disk is full >&2\nexit 3\n");
-    let failed = launch(&home).arg("--distant").arg(dies).run();
-    assert!(begun.elapsed() < 2 * AT_ONCE, "{:?}", begun.elapsed());
-    assert_refused(failed, 1, &["no server started", "the disk is full"]);
+    let check = |server: &str, said: &[&str]| {
+        let begun = Instant::now();
+        let failed = launch(&home).arg("--distant").arg(server).run();
+        assert!(begun.elapsed() < AT_ONCE, "{server}: {:?}", begun.elapsed());
+        assert_refused(failed, 1, said);
+    };
+    check("/no/such/distant", &["error: ", "/no/such/distant"]);
+    let script = |name: &str, text: &str| home.script(name, text).display().to_string();
+    let dies = script("dies", "#!/bin/sh\necho the disk is full >&2\nexit 3\n");
+    check(&dies, &["no server started", "the disk is full"]);
+    let falls_silent = script("silent", "#!/bin/sh\nexec >&- 2>&-\nexec sleep 1000\n");
+    check(&falls_silent, &["no server started", "closed its output"]);
     manager.assert_no_offspring();
 }
 
