@@ -211,20 +211,33 @@ mod tests {
         assert_eq!(ended, End::After);
     }
 
+    /// Runs the rules beside others that end later; the first must not come.
+    async fn outlasts(rules: &mut (impl Future<Output = End> + Unpin), presence: &Presence) {
+        let (asked, launch) = (CancellationToken::new(), launch(None));
+        tokio::select! {
+            biased;
+            end = rules => panic!("{end:?} before its time"),
+            _ = end(Shutdown::After(3 * WHILE), &launch, presence, &asked) => {}
+        }
+    }
+
     #[tokio::test]
     async fn lonely_counts_from_the_start_and_from_the_last_client() {
         let lonely = Shutdown::Lonely(WHILE);
         let ended = ends(lonely, launch(None), WHILE, async |_, _| ()).await;
         assert_eq!(ended, End::Lonely);
-        let story = async |presence: &Presence, _: &CancellationToken| {
-            presence.came();
-            presence.came();
-            tokio::time::sleep(2 * WHILE).await;
-            presence.left();
-            tokio::time::sleep(2 * WHILE).await;
-            presence.left();
-        };
-        assert_eq!(ends(lonely, launch(None), 5 * WHILE, story).await, End::Lonely);
+        let (presence, asked, launch) = (Presence::new(), CancellationToken::new(), launch(None));
+        let mut rules = std::pin::pin!(end(lonely, &launch, &presence, &asked));
+        assert!(futures::poll!(&mut rules).is_pending());
+        presence.came();
+        presence.came();
+        outlasts(&mut rules, &presence).await;
+        presence.left();
+        outlasts(&mut rules, &presence).await;
+        let left = Instant::now();
+        presence.left();
+        assert_eq!(rules.await, End::Lonely);
+        assert!(left.elapsed() >= WHILE, "after {:?}", left.elapsed());
     }
 
     #[tokio::test]
@@ -232,13 +245,14 @@ mod tests {
         let story = async |_: &Presence, _: &CancellationToken| ();
         let ended = ends(Shutdown::Never, launch(Some(WHILE)), WHILE, story).await;
         assert_eq!(ended, End::NobodyCame);
-        let story = async |presence: &Presence, asked: &CancellationToken| {
-            presence.came();
-            presence.left();
-            tokio::time::sleep(3 * WHILE).await;
-            asked.cancel();
-        };
-        let ended = ends(Shutdown::Never, launch(Some(WHILE)), 3 * WHILE, story).await;
-        assert_eq!(ended, End::Asked);
+        let (presence, asked) = (Presence::new(), CancellationToken::new());
+        let launch = launch(Some(WHILE));
+        let mut rules = std::pin::pin!(end(Shutdown::Never, &launch, &presence, &asked));
+        assert!(futures::poll!(&mut rules).is_pending());
+        presence.came();
+        presence.left();
+        outlasts(&mut rules, &presence).await;
+        asked.cancel();
+        assert_eq!(rules.await, End::Asked);
     }
 }

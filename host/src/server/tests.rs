@@ -1,9 +1,11 @@
 //! A server in this process, and what the tests of its parts share.
 
-use std::path::Path;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use distant_protocol::{Cmd, Environment, Msg, PtySize, Request, Response};
+use distant_protocol::{Environment, Msg, PtySize, Request, Response};
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use rustix::process::PidfdFlags;
 use tokio_util::sync::DropGuard;
 
 use super::*;
@@ -52,11 +54,33 @@ async fn ask(client: &Client, request: Request) -> Response {
     reply.into_single().unwrap()
 }
 
-/// Waits for what nobody tells.
-async fn eventually(mut done: impl FnMut() -> bool) {
-    while !done() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
+/// Starts a process that says its number, and keeps an eye on it.
+async fn spawn(client: &Client, pty: Option<PtySize>) -> OwnedFd {
+    let request = Request::ProcSpawn {
+        cmd: "sh -c 'trap \"\" TERM; echo $$; sleep 1000'".to_owned().into(),
+        environment: Environment::new(),
+        current_dir: None,
+        pty,
+    };
+    let request = envelope::Request::new(&Msg::Single(request));
+    let mut replies = client.send(request).await.unwrap();
+    let mut said = Vec::new();
+    while !said.ends_with(b"\n") {
+        match replies.next().await.unwrap().parse::<Msg<Response>>().unwrap().into_single() {
+            Some(Response::ProcSpawned { .. }) => {}
+            Some(Response::ProcStdout { data, .. }) => said.extend(data),
+            other => panic!("{other:?}"),
+        }
     }
+    let pid: i32 = String::from_utf8(said).unwrap().trim().parse().unwrap();
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::pidfd_open(pid, PidfdFlags::empty()).unwrap()
+}
+
+/// Waits for the end of a process; `false` if it takes too long.
+fn ends(process: &OwnedFd) -> bool {
+    let limit = Timespec { tv_sec: 30, tv_nsec: 0 };
+    poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&limit)).unwrap() > 0
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -66,22 +90,9 @@ async fn what_a_client_has_started_ends_with_it() {
     })
     .await;
     let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("pid");
-    let command = format!("sh -c 'echo $$ > {}; trap \"\" TERM; sleep 1000'", file.display());
     let client = connect(address, &key).await;
-    for terminal in [None, Some(PtySize { rows: 24, cols: 80, ..Default::default() })] {
-        let spawned = ask(
-            &client,
-            Request::ProcSpawn {
-                cmd: Cmd::from(command.clone()),
-                environment: Environment::new(),
-                current_dir: None,
-                pty: terminal,
-            },
-        )
-        .await;
-        assert!(matches!(spawned, Response::ProcSpawned { .. }), "{spawned:?}");
-    }
+    let size = PtySize { rows: 24, cols: 80, ..Default::default() };
+    let processes = [spawn(&client, None).await, spawn(&client, Some(size)).await];
     let watch = Request::Watch {
         path: folder.path().to_owned(),
         recursive: false,
@@ -89,13 +100,12 @@ async fn what_a_client_has_started_ends_with_it() {
         except: Vec::new(),
     };
     assert_eq!(ask(&client, watch).await, Response::Ok);
-    let pid = || std::fs::read_to_string(&file).ok().and_then(|pid| pid.trim().parse::<u32>().ok());
-    eventually(|| pid().is_some()).await;
-    let process = format!("/proc/{}", pid().unwrap());
-    assert!(Path::new(&process).exists());
     client.close();
     drop(client);
-    eventually(|| !Path::new(&process).exists()).await;
+    for process in processes {
+        let ended = tokio::task::spawn_blocking(move || ends(&process)).await;
+        assert!(ended.unwrap(), "a process is still there");
+    }
     // Another client finds nothing of it.
     let client = connect(address, &key).await;
     let unwatch = Request::Unwatch { path: folder.path().to_owned() };

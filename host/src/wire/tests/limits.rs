@@ -224,6 +224,7 @@ async fn many_idle_connections_wake_up_as_often_as_one() {
         clients.push(Client::connect_tcp(&[server.address], proof()).await.unwrap());
     }
     let before = switches();
+    // Not a wait for something, but the time over which is counted.
     tokio::time::sleep(5 * heartbeat).await;
     let wake_ups = switches() - before;
     assert!(wake_ups < 50, "{wake_ups} wake-ups for 5 heartbeats of 50 connections");

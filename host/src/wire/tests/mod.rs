@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use distant_plugin_api::secret::SessionKey;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -179,6 +181,8 @@ struct Proxy {
     cuts: watch::Sender<Cut>,
     /// Connections so far.
     connections: watch::Receiver<u64>,
+    /// Pieces so far that came from servers. Each heartbeat of an idle connection is one.
+    heard: watch::Receiver<u64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -197,15 +201,19 @@ impl Proxy {
         let cuts = watch::channel(Cut::None).0;
         let sender = cuts.clone();
         let (count, connections) = watch::channel(0);
+        let (pieces, heard) = watch::channel(0);
         tokio::spawn(async move {
             while let Ok((mut near, _)) = listener.accept().await {
                 count.send_modify(|count| *count += 1);
                 let mut cut = sender.subscribe();
                 let target = *targets.borrow();
+                let pieces = pieces.clone();
                 tokio::spawn(async move {
                     let mut far = TcpStream::connect(target).await.unwrap();
+                    let ((from_near, to_near), (from_far, to_far)) = (near.split(), far.split());
+                    let back = carry(from_far, to_near, || pieces.send_modify(|count| *count += 1));
                     tokio::select! {
-                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => return,
+                        _ = async { tokio::join!(carry(from_near, to_far, || ()), back) } => return,
                         _ = cut.changed() => {}
                     }
                     drop(near);
@@ -216,7 +224,13 @@ impl Proxy {
                 });
             }
         });
-        Self { address, target, cuts, connections }
+        Self { address, target, cuts, connections, heard }
+    }
+
+    /// Waits for that many heartbeats of connections on which nothing else is said.
+    async fn heartbeats(&mut self, count: u64) {
+        let enough = *self.heard.borrow() + count;
+        within(self.heard.wait_for(|heard| *heard >= enough)).await.unwrap();
     }
 
     /// Cuts all connections; new ones get through.
@@ -228,6 +242,18 @@ impl Proxy {
     fn strand(&self) {
         self.cuts.send_replace(Cut::Near);
     }
+}
+
+/// Copies one direction of a connection until it ends, and tells of each piece.
+async fn carry(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, heard: impl Fn()) {
+    let mut piece = vec![0; 64 * 1024];
+    while let Ok(length @ 1..) = from.read(&mut piece).await {
+        heard();
+        if to.write_all(&piece[..length]).await.is_err() {
+            return;
+        }
+    }
+    let _ = to.shutdown().await;
 }
 
 /// Sets up what a client or server of another kind could: connected, authenticated by the key.

@@ -212,7 +212,7 @@ async fn a_released_client_hears_our_heartbeats() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn our_client_takes_up_a_connection_to_a_released_server_and_loses_nothing() {
     let (_server, address) = released_server().await;
-    let proxy = Proxy::start(address).await;
+    let mut proxy = Proxy::start(address).await;
     let client = Client::connect_tcp(&[proxy.address], sent_key()).await.unwrap();
     let mut status = client.status();
     let text = "x".repeat(500);
@@ -227,7 +227,7 @@ async fn our_client_takes_up_a_connection_to_a_released_server_and_loses_nothing
     // Heartbeats must not count: let some pass, then lose a request on its way.
     status.mark_unchanged();
     within(status.wait_for(|status| *status == Status::Connected)).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    proxy.heartbeats(5).await;
     for number in 0..4 {
         proxy.cut();
         assert_eq!(echo(&client, &number.to_string()).await, number.to_string());
@@ -297,11 +297,11 @@ async fn a_released_client_takes_up_a_connection_to_our_server_and_loses_nothing
 async fn a_released_client_loses_nothing_after_heartbeats_either() {
     let heartbeat = Duration::from_millis(10);
     let server = Served::start(ServerOptions { heartbeat, ..ServerOptions::tcp(key()) }).await;
-    let proxy = Proxy::start(server.address).await;
+    let mut proxy = Proxy::start(server.address).await;
     let mut client = released_client(proxy.address).await;
     for number in 0..20 {
         // A released client counts these, and reports them as received.
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        proxy.heartbeats(5).await;
         proxy.cut();
         let text = number.to_string();
         let request = ReleasedRequest::new(message("echo", &text));
