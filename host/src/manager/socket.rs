@@ -9,14 +9,17 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rustix::fs::FlockOperation;
+use rustix::fs::{inotify, FlockOperation};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use tokio::io::unix::AsyncFd;
+use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::time::Instant;
+use tokio::sync::oneshot;
 
 use super::{Access, ManagerError};
 use crate::wire::server::{Listener, Peer};
@@ -26,9 +29,6 @@ const BACKLOG: i32 = 128;
 
 /// For another manager that has the lock to have its socket too, to give up, or to end.
 const STARTING: Duration = Duration::from_secs(15);
-
-/// Between two looks at a manager that is just starting.
-const LOOK: Duration = Duration::from_millis(20);
 
 impl Access {
     fn mode(self) -> u32 {
@@ -100,19 +100,27 @@ impl Drop for Socket {
 impl Lock {
     /// Locks a socket's name, or finds out that a living manager has it.
     async fn take(socket: &Path) -> Result<Self, ManagerError> {
-        let deadline = Instant::now() + STARTING;
-        loop {
-            if let Some(lock) = Self::try_take(&beside(socket, ".lock"))? {
-                return Ok(lock);
-            }
-            if answers(socket).unwrap_or(false) || Instant::now() >= deadline {
-                return Err(ManagerError::InUse { socket: socket.to_owned() });
-            }
-            tokio::time::sleep(LOOK).await;
+        let path = beside(socket, ".lock");
+        if let Some(lock) = Self::lock(&path, FlockOperation::NonBlockingLockExclusive)? {
+            return Ok(lock);
+        }
+        let in_use = || ManagerError::InUse { socket: socket.to_owned() };
+        let (taken, waiting) = oneshot::channel();
+        // A thread of its own, as nothing else hears that a lock is let go. Nobody waits for it
+        // where the other manager gets its socket; it lets go of the lock then if it ever gets it.
+        let thread = thread::Builder::new().name("socket-lock".to_owned()).spawn(move || {
+            drop(taken.send(Self::lock(&path, FlockOperation::LockExclusive)));
+        });
+        thread.map_err(|e| ManagerError::io("wait for the lock of", socket, e))?;
+        tokio::select! {
+            lock = waiting => lock.map_err(|_| in_use())??.ok_or_else(in_use),
+            () = answering(socket) => Err(in_use()),
+            () = tokio::time::sleep(STARTING) => Err(in_use()),
         }
     }
 
-    fn try_take(path: &Path) -> Result<Option<Self>, ManagerError> {
+    /// Opens and locks the file; `None` if another has it and `how` does not wait for that.
+    fn lock(path: &Path, how: FlockOperation) -> Result<Option<Self>, ManagerError> {
         loop {
             let no_follow = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
             let mut options = OpenOptions::new();
@@ -129,8 +137,9 @@ impl Lock {
             };
             let there = file.metadata().map_err(|e| ManagerError::io("read the lock", path, e))?;
             refuse_foreign(path, &there)?;
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            match rustix::fs::flock(&file, how) {
                 Ok(()) => {}
+                Err(Errno::INTR) => continue,
                 Err(Errno::WOULDBLOCK) => return Ok(None),
                 Err(error) => return Err(ManagerError::io("lock", path, error.into())),
             }
@@ -190,6 +199,47 @@ fn answers(path: &Path) -> Result<bool, Errno> {
         Ok(()) | Err(Errno::AGAIN | Errno::INPROGRESS) => Ok(true),
         Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(false),
         Err(error) => Err(error),
+    }
+}
+
+/// Waits until somebody listens on a socket.
+async fn answering(path: &Path) {
+    // Before the first look, so that nothing is missed between that and the wait.
+    let changes = Changes::of(path.parent().unwrap_or(path));
+    while !answers(path).unwrap_or(false) {
+        match &changes {
+            Ok(changes) if changes.next().await.is_ok() => {}
+            // Too many watches on this machine; the caller's limit is how long it is waited for.
+            _ => std::future::pending().await,
+        }
+    }
+}
+
+/// What comes and goes in a folder.
+struct Changes(AsyncFd<OwnedFd>);
+
+impl Changes {
+    fn of(folder: &Path) -> io::Result<Self> {
+        let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+        inotify::add_watch(&watch, folder, inotify::WatchFlags::MOVED_TO)?;
+        #[allow(
+            deprecated,
+            reason = "unsound only with what may close its descriptor, unlike `OwnedFd`"
+        )]
+        AsyncFd::with_interest(watch, Interest::READABLE).map(Self)
+    }
+
+    /// Waits until something has been given its name there.
+    async fn next(&self) -> io::Result<()> {
+        let mut events = [0; 4096];
+        loop {
+            let mut ready = self.0.readable().await?;
+            match ready.try_io(|watch| Ok(rustix::io::read(watch.get_ref(), &mut events)?)) {
+                Ok(read) => return read.map(drop),
+                // Somebody else has read it, or nothing was there.
+                Err(_would_block) => {}
+            }
+        }
     }
 }
 
@@ -290,6 +340,27 @@ mod tests {
         let path = folder.path().join("it.sock");
         let _released = std::os::unix::net::UnixListener::bind(&path).unwrap();
         assert!(matches!(bind(&path).await, Err(ManagerError::InUse { .. })));
+    }
+
+    #[tokio::test]
+    async fn one_that_is_just_starting_is_waited_for() {
+        let folder = folder();
+        let path = folder.path().join("it.sock");
+        let take = |path: PathBuf| async move { Lock::take(&path).await };
+        let first = take(path.clone()).await.unwrap();
+        // It gives up, and its lock is free.
+        let mut second = std::pin::pin!(take(path.clone()));
+        assert!(futures::poll!(&mut second).is_pending());
+        drop(first);
+        let second = tokio::time::timeout(STARTING, second).await.unwrap().unwrap();
+        // It gets its socket: whoever waits is told that it can connect.
+        let mut third = std::pin::pin!(take(path.clone()));
+        assert!(futures::poll!(&mut third).is_pending());
+        let begun = std::time::Instant::now();
+        let (_listener, _) = listen(&path, Access::Owner).unwrap();
+        assert!(matches!(third.await, Err(ManagerError::InUse { .. })));
+        assert!(begun.elapsed() < STARTING / 2, "{:?}", begun.elapsed());
+        drop(second);
     }
 
     #[tokio::test]
