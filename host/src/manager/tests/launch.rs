@@ -322,21 +322,22 @@ async fn an_offer_that_is_repeated_is_no_new_one() {
     let manager = Fixture::with(|limits| limits.offers = 2).await;
     let server = Launched::start().await;
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let closed = server.offer_with(1, json!({ "port": nobody }));
-    let again = format!("{closed}\nhear; log \"$line\"\n").repeat(5);
-    let body = format!("{again}{}\nwhile hear; do log \"$line\"; done", server.offer(2));
+    let closed = |id: u64| {
+        let offer = server.offer_with(id, json!({ "port": nobody }));
+        format!("{offer}\nhear; log \"$line\"\n")
+    };
+    let enough = r#"say '{"type":"error","kind":"other","message":"enough"}'"#;
+    let body = format!("{}{}{}{enough}", closed(1), closed(2), closed(1).repeat(5));
     let mut events = manager.plugin("box", &body);
     let client = manager.client().await;
 
-    client.launch_and_connect("box://there").await;
+    let error = client.launch("box://there", "").await.error().await;
 
-    for _ in 0..5 {
-        assert_eq!(events.next_json().await["verdict"], "unreachable");
+    for id in [1, 2, 1, 1, 1, 1, 1] {
+        let verdict = events.next_json().await;
+        assert_eq!((&verdict["id"], &verdict["verdict"]), (&id.into(), &"unreachable".into()));
     }
-    assert_eq!(
-        events.next_json().await,
-        json!({ "type": "verdict", "id": 2, "verdict": "connected" })
-    );
+    assert_eq!(error, "enough");
 }
 
 #[tokio::test]
