@@ -59,6 +59,21 @@ pub struct Arguments {
     pub exec: bool,
     /// The plugin's file.
     pub path: PathBuf,
+    /// Which version of the host the worker is to the library.
+    pub host: HostTable,
+}
+
+/// The table that a library gets as its host. All but the first are for tests of plugins: a plugin
+/// is built once and meets hosts of every age.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum HostTable {
+    /// The one of this build.
+    #[default]
+    Usual,
+    /// One that ends behind the members of the first version. Bytes that lead nowhere follow.
+    Older,
+    /// One that has more members than this build knows, all of which lead nowhere.
+    Newer,
 }
 
 /// Runs one plugin for one launch and returns how the process is to end.
@@ -181,7 +196,7 @@ fn run_plugin(arguments: &Arguments, session: &'static Session, launches: &mpsc:
     // No launch comes any more: the other thread is about to end the process.
     let Ok(Launch { request, log_level }) = launches.recv() else { return };
     match serde_json::to_string(&request).map(Zeroizing::new) {
-        Ok(text) => session.finish(library.launch(session, log_level, &text)),
+        Ok(text) => session.finish(library.launch(session, log_level, &text, arguments.host)),
         Err(error) => session.fail(
             LaunchError::new(ErrorKind::Plugin, "the launch request cannot be passed on")
                 .because(&error),

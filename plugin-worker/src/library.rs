@@ -20,7 +20,7 @@ use libloading::os::unix::{Library as Loaded, RTLD_LOCAL, RTLD_NOW};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::session::{Refusal, Session};
-use crate::{wrong_with, Arguments};
+use crate::{wrong_with, Arguments, HostTable};
 
 /// A loaded and checked plugin.
 pub(crate) struct Library {
@@ -103,21 +103,44 @@ impl Library {
         session: &'static Session,
         log_level: LogLevel,
         request: &str,
+        host: HostTable,
     ) -> Status {
-        // Threads of the plugin may call the host even after `launch` has returned.
-        let caller = Box::leak(Box::new(CallerTable {
+        let mut table = CallerTable {
             struct_size: size_of::<CallerTable>(),
             context: std::ptr::from_ref(session).cast_mut().cast(),
             send: Some(send),
             is_cancelled: Some(is_cancelled),
             cancel_fd: Some(cancel_fd),
             log_level: abi::level_number(log_level),
-        }));
+        };
+        match host {
+            HostTable::Usual => {}
+            HostTable::Older => {
+                table.struct_size = CallerTable::SIZE_MIN;
+                table.log_level = u32::from_ne_bytes([NOWHERE; 4]);
+            }
+            HostTable::Newer => table.struct_size = size_of::<Followed>(),
+        }
+        // Threads of the plugin may call the host even after `launch` has returned.
+        let followed = Box::leak(Box::new(Followed { table, behind: [NOWHERE; BEHIND] }));
+        let caller = std::ptr::from_ref(followed).cast::<CallerTable>();
         let Some(launch) = self.table.launch else { return Status::MALFORMED };
         // SAFETY: the table was checked; the caller's table lives as long as the process, the
         // request until this returns.
         unsafe { launch(caller, Text::new(request)) }
     }
+}
+
+/// A byte of which no address consists.
+const NOWHERE: u8 = 0xa5;
+/// Bytes behind the table: room for eight members that nobody has thought of yet.
+const BEHIND: usize = 64;
+
+/// The table with what a plugin would find behind it, were it to look.
+#[repr(C)]
+struct Followed {
+    table: CallerTable,
+    behind: [u8; BEHIND],
 }
 
 fn not_a_plugin(path: &Path) -> LaunchError {

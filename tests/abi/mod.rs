@@ -123,17 +123,29 @@ fn told(error: &Value) -> (String, String) {
 
 /// Builds a library out of a C file of `tests/plugins/c`.
 pub(crate) fn c_plugin(home: &Home, source: &str, variant: &str) -> PathBuf {
-    let library = home.path(format!("libdistant_plugin_{}.so", variant.to_lowercase()));
+    let source = repository().join("tests/plugins/c").join(source);
+    compiled(home, &source, &variant.to_lowercase(), &[format!("-DVARIANT_{variant}")])
+}
+
+/// Builds the plugin that `distant plugin new --lang c` writes, as plugin `program`.
+pub(crate) fn c_template(home: &Home) -> PathBuf {
+    let template = repository().join("host/templates/c/plugin.c.in");
+    let text = std::fs::read_to_string(template).unwrap().replace("@NAME@", "program");
+    compiled(home, &home.write("program.c", text), "program", &[])
+}
+
+fn compiled(home: &Home, source: &Path, name: &str, flags: &[String]) -> PathBuf {
+    let library = home.path(format!("libdistant_plugin_{name}.so"));
     let built = Command::new("cc")
         .args(["-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-O1"])
-        .arg(format!("-DVARIANT_{variant}"))
+        .args(flags)
         .arg("-I")
         .arg(repository().join("plugin-api/include"))
-        .arg(repository().join("tests/plugins/c").join(source))
+        .arg(source)
         .arg("-o")
         .arg(&library)
         .status()
         .unwrap();
-    assert!(built.success(), "{source} does not compile as {variant}");
+    assert!(built.success(), "{} does not compile as {name}", source.display());
     library
 }

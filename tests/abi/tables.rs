@@ -9,7 +9,7 @@ use distant_plugin_api::abi::{
 use distant_plugin_api::message::MESSAGE_MAX;
 use serde_json::json;
 
-use super::{c_plugin, told, Worker, KEY};
+use super::{c_plugin, c_template, told, Worker, KEY};
 use crate::support::{programs, repository, Home};
 
 #[test]
@@ -182,7 +182,7 @@ fn a_file_that_is_no_library_is_refused_with_its_name() {
 #[test]
 fn c_alone_is_enough_to_launch_a_server() {
     let home = Home::new();
-    let library = c_plugin(&home, "program.c", "NONE");
+    let library = c_template(&home);
     let server = home.script(
         "a \"server\"",
         &format!(
@@ -205,7 +205,7 @@ fn c_alone_is_enough_to_launch_a_server() {
     assert_eq!(offer["key"], KEY);
     assert_eq!(
         std::fs::read_to_string(worker.home.path("args")).unwrap(),
-        "server listen --host 127.0.0.1\n"
+        "server listen --host 127.0.0.1 ]}\" {\n"
     );
     worker.say(json!({"type": "verdict", "id": offer["id"], "verdict": "slow"}));
     worker.say(json!({"type": "verdict", "id": offer["id"], "verdict": "connected"}));
@@ -218,7 +218,7 @@ fn c_alone_is_enough_to_launch_a_server() {
 #[test]
 fn a_c_plugin_kills_the_server_that_cannot_be_reached() {
     let home = Home::new();
-    let library = c_plugin(&home, "program.c", "NONE");
+    let library = c_template(&home);
     let server = home.script(
         "server",
         &format!("#!/bin/sh\necho distant://:{KEY}@127.0.0.1:8080\nexec sleep 1000\n"),

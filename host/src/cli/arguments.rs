@@ -94,6 +94,9 @@ pub(crate) enum Command {
     /// Runs one plugin for one launch
     #[command(hide = true)]
     PluginWorker(PluginWorker),
+    /// Loads one plugin and tells what it does meanwhile
+    #[command(hide = true)]
+    PluginProbe(PluginProbe),
     /// Subcommands for file system operations
     #[command(hide = true, disable_help_flag = true)]
     Fs(Elsewhere),
@@ -120,6 +123,16 @@ pub(crate) struct PluginWorker {
     /// The plugin is a program
     #[arg(long)]
     pub(crate) exec: bool,
+    /// The age of the host's table: usual, older or newer
+    #[arg(long)]
+    pub(crate) host_table: Option<String>,
+    /// The plugin's file
+    pub(crate) path: PathBuf,
+}
+
+/// `distant plugin-probe`, which only `distant plugin test` calls.
+#[derive(Debug, Args)]
+pub(crate) struct PluginProbe {
     /// The plugin's file
     pub(crate) path: PathBuf,
 }
@@ -452,7 +465,8 @@ pub(crate) struct List {
     pub(crate) format: FormatFlag,
 }
 
-fn parse_secret(text: &str) -> Result<Secret, std::convert::Infallible> {
+/// Reads a text that clap must not repeat in its errors.
+pub(crate) fn parse_secret(text: &str) -> Result<Secret, std::convert::Infallible> {
     Ok(Secret::new(text))
 }
 

@@ -239,7 +239,11 @@ pub fn main() -> ExitCode {
             fd: it.fd,
             exec: it.exec,
             path: it.path,
+            host: distant_plugin_test::host_table(it.host_table.as_deref()),
         });
+    }
+    if let Command::PluginProbe(it) = arguments.command {
+        return distant_plugin_test::probe(&it.path);
     }
     let terminal = Terminal::new(arguments.command.format());
     let config = match Config::load(arguments.common.config.as_deref()) {
@@ -261,8 +265,8 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Failure> {
         Command::Launch(arguments) => launch::run(&arguments, context),
         Command::Spawn(arguments) => spawn::run(&arguments, context),
         Command::Manager(arguments) => manager::run(arguments, context),
-        // It reads no configuration and writes no log, so it never comes here.
-        Command::PluginWorker(_) => Ok(ExitCode::from(USAGE)),
+        // They read no configuration and write no log, so they never come here.
+        Command::PluginWorker(_) | Command::PluginProbe(_) => Ok(ExitCode::from(USAGE)),
         Command::Fs(_) => Err(elsewhere("fs")),
         Command::Generate(_) => Err(elsewhere("generate")),
         Command::Shell(_) => Err(elsewhere("shell")),

@@ -4,6 +4,7 @@
 //! says is true of a manager with the same configuration and the same `--plugin` flags.
 
 mod manage;
+mod test;
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -45,6 +46,8 @@ enum Command {
     Remove(manage::Remove),
     /// Say why a plugin is not used, and what mends that
     Doctor(manage::Doctor),
+    /// Try out everything that a host and its users could do to a plugin: for its author
+    Test(test::Test),
 }
 
 #[derive(Debug, Clone, Copy, Args)]
@@ -90,6 +93,7 @@ impl Arguments {
             Command::Add(it) => &it.output,
             Command::Remove(it) => &it.output,
             Command::Doctor(it) => &it.output,
+            Command::Test(it) => &it.output,
         };
         if output.json {
             Format::Json
@@ -106,6 +110,10 @@ impl Arguments {
 /// `plugins.toml` is not valid or cannot be written, or there is no such plugin, or it is none that
 /// can be used.
 pub(crate) fn run(arguments: Arguments, context: &Context) -> Result<ExitCode, Failure> {
+    if let Command::Test(it) = &arguments.command {
+        let is_good = test::run(it, context)?;
+        return Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
     let registry = Registry::new(context.plugins(&arguments.plugins)?);
     let is_well = context.run(async {
         let result = match &arguments.command {
@@ -115,6 +123,8 @@ pub(crate) fn run(arguments: Arguments, context: &Context) -> Result<ExitCode, F
             Command::Add(it) => manage::add(&registry, it, context).await.map(|()| true),
             Command::Remove(it) => manage::remove(&registry, it, context).await.map(|()| true),
             Command::Doctor(it) => manage::doctor(&registry, it, context).await,
+            // It has been run above, as it needs no registry.
+            Command::Test(_) => Ok(true),
         };
         // A worker that was asked something may still be ending.
         registry.workers_gone().await;
