@@ -50,8 +50,8 @@
  *     {"type":"ask","id":3,"verification":{"kind":"host","text":"Trust this host?"}}
  *         answered: {"type":"answer","id":3,"valid":true}, or "cancelled":true
  *     {"type":"notice","text":"Welcome"}                 for the person to read
- *     {"type":"progress","stage":"connect"}              resolve, connect, host_key, authenticate,
- *                                                        probe, upload, start or offer
+ *     {"type":"progress","stage":"connect"}              allocate, resolve, connect, host_key,
+ *                                                        authenticate, probe, upload, start or offer
  *     {"type":"log","level":"debug","target":"mine","text":"..."}
  *     {"type":"error","kind":"unreachable","message":"...","causes":["..."],"hint":"..."}
  *         the last message of a launch that failed. Kinds: invalid_option, unresolved,

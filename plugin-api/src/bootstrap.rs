@@ -48,6 +48,13 @@ pub trait Remote: Sync {
         Err(LaunchError::new(ErrorKind::PortUnreachable, message))
     }
 
+    /// Whether a server ends with the command that has started it, as where a scheduler cleans up
+    /// behind each command. Then the command stays, and with it the launch, for as long as the
+    /// connection.
+    fn stays(&self) -> bool {
+        false
+    }
+
     /// What [`Remote::forward`] goes through, for people: `ssh`.
     fn carrier(&self) -> &'static str {
         "the plugin"

@@ -62,10 +62,11 @@
 //! and need not say `done`. In the end it gets the verdict `connected`, and the server lives on by
 //! itself; or `cancel`, and there is none (any more). Then its input ends, and it has two seconds to
 //! end too. With more members in its answer it says [how the server is reached](Run::address),
-//! [how to tunnel](Run::forward) and [how long to wait](Run::wait_ms):
+//! [how to tunnel](Run::forward), [how long to wait](Run::wait_ms) and [that the command has to
+//! stay](Run::stays):
 //!
 //! ```text
-//! > {"type":"run","id":1,"argv":["srun","-p","short","sh","-c","{command}"],"wait_ms":60000}
+//! > {"type":"run","id":1,"argv":["srun","-p","short","sh","-c","{command}"],"stays":true,"wait_ms":60000}
 //! > {"type":"run","id":1,"argv":["ssh","box","{command}"],"address":"10.0.0.7"}
 //! > {"type":"run","id":1,"argv":["kubectl","exec","-i","box","--","sh","-c","{command}"],"address":"none","forward":["kubectl","exec","-i","box","--","socat","-","TCP:{address}"]}
 //! ```
@@ -452,6 +453,10 @@ pub struct Run {
     /// lasts as long as that.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub forward: Vec<String>,
+    /// The command has to stay for as long as the connection, as the server ends with it: so it is
+    /// where a scheduler cleans up behind each command.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stays: bool,
     /// Milliseconds that the command may take until the server is ready, where something queues it;
     /// [`START_LIMIT`](crate::bootstrap::START_LIMIT) without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -488,6 +493,9 @@ pub struct Progress {
 pub enum Stage {
     /// Waiting for other launches to end; `total` is how many wait before it.
     Wait,
+    /// Waiting for a place to run, such as in a scheduler's queue. As long as this is the stage, the
+    /// host does not count the time that it otherwise bounds; `wait_ms` does.
+    Allocate,
     /// Finding out the address.
     Resolve,
     /// Opening the connection.

@@ -337,6 +337,10 @@ impl Remote for Commands<'_> {
         started::forward(words.iter().map(fill).collect()).map_err(|error| failed().because(&error))
     }
 
+    fn stays(&self) -> bool {
+        self.run.get().is_some_and(|run| run.stays)
+    }
+
     fn carrier(&self) -> &'static str {
         "the plugin"
     }

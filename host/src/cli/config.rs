@@ -153,7 +153,7 @@ pub(crate) struct ServerWatch {
 }
 
 /// Every key that something reads. `*` stands for any name.
-const KNOWN: [&str; 49] = [
+const KNOWN: [&str; 50] = [
     "client.api.timeout",
     "client.connect.options",
     "client.launch.args",
@@ -168,6 +168,7 @@ const KNOWN: [&str; 49] = [
     "client.unix_socket",
     "client.windows_pipe",
     "manager.access",
+    "manager.limits.allocate",
     "manager.limits.backlog",
     "manager.limits.channels",
     "manager.limits.clients",

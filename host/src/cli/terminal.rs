@@ -227,6 +227,7 @@ fn progress_text(progress: &Progress) -> String {
 pub(crate) fn stage_text(stage: Stage) -> &'static str {
     match stage {
         Stage::Wait => "waiting for other launches to end",
+        Stage::Allocate => "waiting for a place to run",
         Stage::Resolve => "resolving the name",
         Stage::Connect => "connecting",
         Stage::HostKey => "checking the host key",

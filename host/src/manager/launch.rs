@@ -86,6 +86,8 @@ async fn launch(
         clock: Clock::start(manager.limits.plugin + timeout),
         offers: Offers::new(timeout, &manager.limits),
         questions: FuturesUnordered::new(),
+        allocation: Clock::start(manager.limits.allocate),
+        is_allocating: false,
         uploaded: 0,
         upload_until: None,
         proven: None,
@@ -139,6 +141,9 @@ struct Launch {
     clock: Clock,
     offers: Offers,
     questions: FuturesUnordered<BoxFuture<'static, Answer>>,
+    /// Counts while the plugin waits for a place to run, when `clock` does not.
+    allocation: Clock,
+    is_allocating: bool,
     /// Bytes of an upload so far.
     uploaded: u64,
     /// When an upload that gets on does not count any more.
@@ -182,10 +187,10 @@ impl Launch {
         let gone = self.requester.session.gone.clone();
         let ending = self.manager.ending.clone();
         loop {
+            self.clock.pause();
+            self.allocation.pause();
             if self.questions.is_empty() && self.proven.is_none() {
-                self.clock.resume();
-            } else {
-                self.clock.pause();
+                self.running_clock().resume();
             }
             tokio::select! {
                 // A ticket that is shown in its last moment counts.
@@ -213,7 +218,8 @@ impl Launch {
                         self.proven = Some(self.proven(id, client).await?);
                     }
                 },
-                () = self.clock.over() => return Err(self.timed_out()),
+                () = self.clock.over() => return Err(self.timed_out(&self.clock)),
+                () = self.allocation.over() => return Err(self.timed_out(&self.allocation)),
             }
         }
     }
@@ -250,6 +256,7 @@ impl Launch {
                         self.clock.rewind();
                     }
                 }
+                self.is_allocating = progress.stage == Stage::Allocate;
                 self.requester.step(Step::Plugin(progress.stage));
                 self.requester.progress(progress);
             }
@@ -425,8 +432,16 @@ impl Launch {
         }
     }
 
-    fn timed_out(&self) -> LaunchError {
-        let (name, limit) = (&self.plugin, self.clock.limit());
+    /// The clock of what the plugin does now.
+    fn running_clock(&mut self) -> &mut Clock {
+        match self.is_allocating {
+            true => &mut self.allocation,
+            false => &mut self.clock,
+        }
+    }
+
+    fn timed_out(&self, clock: &Clock) -> LaunchError {
+        let (name, limit) = (&self.plugin, clock.limit());
         let message = format!("plugin `{name}` came to no end within {} s", limit.as_secs());
         LaunchError::new(ErrorKind::TimedOut, message)
     }

@@ -95,6 +95,10 @@ pub struct Limits {
     /// An upload may take longer than that, for as long as it gets on, but not longer than this.
     #[serde(deserialize_with = "crate::seconds::deserialize")]
     pub upload: Duration,
+    /// For a plugin's wait for a place to run, such as in a scheduler's queue; the clock of `plugin`
+    /// stands still meanwhile.
+    #[serde(deserialize_with = "crate::seconds::deserialize")]
+    pub allocate: Duration,
     /// For somebody to answer a question.
     #[serde(deserialize_with = "crate::seconds::deserialize")]
     pub question: Duration,
@@ -151,6 +155,7 @@ impl Limits {
         for (name, given, least) in [
             ("plugin", self.plugin, 0.1),
             ("upload", self.upload, 0.0),
+            ("allocate", self.allocate, 0.0),
             ("question", self.question, 0.1),
             ("slow", self.slow, 0.0),
             ("ticket", self.ticket, 0.1),
@@ -172,6 +177,7 @@ impl Default for Limits {
             pending: 64,
             plugin: Duration::from_secs(120),
             upload: Duration::from_secs(60 * 60),
+            allocate: Duration::from_secs(24 * 60 * 60),
             question: Duration::from_secs(5 * 60),
             questions: 8,
             offers: 16,

@@ -101,7 +101,7 @@ impl Lock {
     /// Locks a socket's name, or finds out that a living manager has it.
     async fn take(socket: &Path) -> Result<Self, ManagerError> {
         let path = beside(socket, ".lock");
-        if let Some(lock) = Self::lock(&path, FlockOperation::NonBlockingLockExclusive)? {
+        if let Some(lock) = Self::locked(&path, FlockOperation::NonBlockingLockExclusive)? {
             return Ok(lock);
         }
         let in_use = || ManagerError::InUse { socket: socket.to_owned() };
@@ -109,7 +109,7 @@ impl Lock {
         // A thread of its own, as nothing else hears that a lock is let go. Nobody waits for it
         // where the other manager gets its socket; it lets go of the lock then if it ever gets it.
         let thread = thread::Builder::new().name("socket-lock".to_owned()).spawn(move || {
-            drop(taken.send(Self::lock(&path, FlockOperation::LockExclusive)));
+            drop(taken.send(Self::locked(&path, FlockOperation::LockExclusive)));
         });
         thread.map_err(|e| ManagerError::io("wait for the lock of", socket, e))?;
         tokio::select! {
@@ -120,7 +120,7 @@ impl Lock {
     }
 
     /// Opens and locks the file; `None` if another has it and `how` does not wait for that.
-    fn lock(path: &Path, how: FlockOperation) -> Result<Option<Self>, ManagerError> {
+    fn locked(path: &Path, how: FlockOperation) -> Result<Option<Self>, ManagerError> {
         loop {
             let no_follow = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
             let mut options = OpenOptions::new();

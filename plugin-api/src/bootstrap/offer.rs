@@ -55,6 +55,11 @@ pub(super) fn offer(
             let message = format!("the tunnel through {carrier} to `{place}` ended");
             Err(LaunchError::new(ErrorKind::Unreachable, message))
         }
+        Answer::Connected { .. } if remote.stays() => {
+            server.watch.hold(caller)?;
+            let message = format!("the command ended that the server on `{place}` belongs to");
+            Err(LaunchError::new(ErrorKind::Unreachable, message))
+        }
         Answer::Connected { .. } => Ok(()),
         Answer::No { reason, kind } => {
             let port = ways.server.line.address.port();

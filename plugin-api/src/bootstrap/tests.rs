@@ -109,16 +109,23 @@ struct Host {
     told: Arc<Mutex<Vec<PluginMessage>>>,
     verdicts: Mutex<Vec<VerdictKind>>,
     cancel: (OwnedFd, Mutex<Option<OwnedFd>>),
+    /// Somebody ends every connection as soon as it is there, not only one through a tunnel.
+    ends: bool,
 }
 
 type Told = Arc<Mutex<Vec<PluginMessage>>>;
 
-fn host(mut verdicts: Vec<VerdictKind>, cancelled: bool) -> (Caller, Told) {
+fn host(verdicts: Vec<VerdictKind>, cancelled: bool) -> (Caller, Told) {
+    host_that(verdicts, cancelled, false)
+}
+
+fn host_that(mut verdicts: Vec<VerdictKind>, cancelled: bool, ends: bool) -> (Caller, Told) {
     verdicts.reverse();
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
     let told = Told::default();
     let write = Mutex::new(Some(write).filter(|_| !cancelled));
-    let host = Host { told: told.clone(), verdicts: Mutex::new(verdicts), cancel: (read, write) };
+    let verdicts = Mutex::new(verdicts);
+    let host = Host { told: told.clone(), verdicts, cancel: (read, write), ends };
     (Caller::new(host), told)
 }
 
@@ -127,7 +134,9 @@ impl Channel for Host {
         self.told.lock().unwrap().push(message.clone());
         let PluginMessage::Offer(offer) = message else { return Ok(None) };
         let result = self.verdicts.lock().unwrap().pop().unwrap();
-        if offer.via == Via::Tunnel && matches!(result, VerdictKind::Connected { .. }) {
+        if (self.ends || offer.via == Via::Tunnel)
+            && matches!(result, VerdictKind::Connected { .. })
+        {
             // Somebody ends the connection.
             self.cancel.1.lock().unwrap().take();
         }
@@ -226,6 +235,34 @@ fn a_server_that_cannot_be_reached_is_ended() {
         assert_eq!(offers(&told).len(), 2);
         assert!(!shell.server_is_running(), "{program}");
     }
+}
+
+/// A shell behind which somebody cleans up.
+struct Scheduled(Shell);
+
+impl Remote for Scheduled {
+    fn exec(&self, command: &str) -> Result<Running, LaunchError> {
+        self.0.exec(command)
+    }
+
+    fn reach(&self) -> Reach {
+        self.0.reach()
+    }
+
+    fn stays(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn a_server_that_ends_with_its_command_is_held_until_somebody_ends_the_connection() {
+    let shell = Scheduled(Shell::new("/bin/sh"));
+    let server = shell.0.server("distant", 4242);
+    let (caller, told) = host_that(vec![connected()], false, true);
+    let over = launch(&shell, &request(Some(&server), &[]), Tunnel::Auto, &caller);
+    assert_eq!(over.unwrap_err().kind, ErrorKind::Cancelled);
+    assert_eq!(offers(&told).len(), 1);
+    assert!(!shell.0.server_is_running());
 }
 
 #[test]
@@ -363,7 +400,8 @@ fn a_server_that_was_not_told_to_stay_is_an_error() {
     let cut = Cut { shell, input: Arc::clone(&input) };
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
     let verdicts = Mutex::new(vec![connected()]);
-    let host = Host { told: Told::default(), verdicts, cancel: (read, Mutex::new(Some(write))) };
+    let cancel = (read, Mutex::new(Some(write)));
+    let host = Host { told: Told::default(), verdicts, cancel, ends: false };
     let caller = Caller::new(Cutter { host, input });
     let error = launch(&cut, &request(Some(&server), &[]), Tunnel::Never, &caller).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unreachable, "{error:?}");

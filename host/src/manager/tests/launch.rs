@@ -253,6 +253,26 @@ async fn a_plugin_that_hangs_is_ended() {
 }
 
 #[tokio::test]
+async fn the_time_in_a_schedulers_queue_is_not_the_plugins_and_has_a_limit_of_its_own() {
+    let manager = Fixture::with(|limits| {
+        limits.plugin = Duration::from_secs(1);
+        limits.allocate = Duration::from_millis(2500);
+    })
+    .await;
+    let queue = "say '{\"type\":\"progress\",\"stage\":\"allocate\"}'";
+    let server = Launched::start().await;
+    let _events = manager.plugin("box", &format!("{queue}; sleep 1.5; {}", offers(&server)));
+    let _events = manager.plugin("full", &format!("{queue}; while hear; do :; done"));
+    let client = manager.client().await;
+
+    client.launch("box://there", "timeout=100").await.launched().await;
+    let begun = std::time::Instant::now();
+    let description = client.launch("full://there", "timeout=100").await.error().await;
+    assert!(description.contains("plugin `full` came to no end within 2 s"), "{description}");
+    assert!(begun.elapsed() >= Duration::from_millis(2500), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
 async fn a_plugin_that_breaks_ends_only_its_launch() {
     let manager = Fixture::start().await;
     let client = manager.client().await;
