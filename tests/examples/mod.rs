@@ -1,6 +1,7 @@
 //! The plugins of `examples/`, each built as its author would, installed for a user, and launched.
 
 mod chroot;
+mod slurm;
 
 use std::ffi::OsString;
 use std::fs;
