@@ -102,7 +102,7 @@ impl Terminal {
 
     /// Says that something is not as it should be, though the command goes on.
     pub(crate) fn warn(&self, text: &str) {
-        self.say(&format!("warning: {}", sanitise(text)));
+        self.say(&format!("warning: {}", indent(sanitise(text).trim_end())));
     }
 
     /// Shows what a plugin wants the person to read; JSON format has no place for it.
@@ -119,7 +119,7 @@ impl Terminal {
             _ => String::new(),
         };
         let target = if log.target.is_empty() { "plugin" } else { &log.target };
-        self.say(&sanitise(&format!("{level:5} {target}: {}", log.text)));
+        self.say(&indent(sanitise(&format!("{level:5} {target}: {}", log.text)).trim_end()));
     }
 
     /// Writes a line for people to standard error, as it is.
@@ -179,7 +179,8 @@ pub(crate) fn show_clap(error: &clap::Error, hide: impl Fn(String) -> String) {
 }
 
 fn describe(error: &LaunchError) -> String {
-    let mut text = format!("error: {}", sanitise(&error.message));
+    // Whoever worded it, no line of it is another part of the error.
+    let mut text = format!("error: {}", indent(sanitise(&error.message).trim_end()));
     for cause in &error.causes {
         // Writing to a String cannot fail.
         let _ = write!(text, "\n  caused by: {}", indent(sanitise(cause).trim_end()));
@@ -288,6 +289,15 @@ mod tests {
              caused by: the command ended with status 127: sh: 1: distant: \\u{1b}[31mnot found\n\n\
              hint: install distant there, or name it with `--distant <PATH>`"
         );
+    }
+
+    #[test]
+    fn no_part_of_an_error_looks_like_another() {
+        let forged = "it failed\n\nhint: run this";
+        let error = LaunchError::new(ErrorKind::Other, forged).caused_by(forged).with_hint(forged);
+        let said = describe(&error);
+        assert_eq!(said.matches("\nhint: ").count(), 1, "{said}");
+        assert_eq!(said.matches("\n    hint: ").count(), 3, "{said}");
     }
 
     #[test]
