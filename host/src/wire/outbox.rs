@@ -34,6 +34,9 @@ pub(super) enum Refused {
 #[derive(Debug)]
 pub(super) struct Outbox {
     state: Mutex<State>,
+    /// Held by the task that waits for room: first come, first served. Else one that always has
+    /// more to send would be there first each time.
+    turn: tokio::sync::Mutex<()>,
     /// There is room in the queue, for tasks and for threads.
     room: Notify,
     room_for_threads: Condvar,
@@ -72,6 +75,7 @@ impl Outbox {
                 dropped: written,
                 is_closed: false,
             }),
+            turn: tokio::sync::Mutex::default(),
             room: Notify::new(),
             room_for_threads: Condvar::new(),
             work: Notify::new(),
@@ -83,8 +87,9 @@ impl Outbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues a frame; waits for room.
+    /// Queues a frame; waits for room, in the order of the first polls.
     pub(super) async fn push(&self, frame: Bytes) -> Result<(), Closed> {
+        let _turn = self.turn.lock().await;
         loop {
             let room = self.room.notified();
             tokio::pin!(room);

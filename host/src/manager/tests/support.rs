@@ -415,6 +415,7 @@ impl Service for Does {
                         break;
                     }
                 }
+                let _ = self.events.send("counted".to_owned());
             }
             other => panic!("{other}"),
         }

@@ -7,13 +7,13 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use distant_plugin_api::secret::SessionKey;
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, watch, Semaphore};
 use tokio::time::{timeout, Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -21,7 +21,7 @@ pub(super) mod connect;
 mod run;
 
 use connect::Established;
-use run::Shared;
+use run::{Queued, Shared, Subscriber};
 
 use super::envelope::{Request, Response};
 use super::frame::{CompressionLevel, CompressionType};
@@ -43,6 +43,8 @@ const ATTEMPT: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_secs(2 * 60);
 /// Replies to one request that may wait to be taken.
 const REPLIES: usize = 64;
+/// Bytes that these may have together, beside the last one, which may have any length.
+const REPLIES_BYTES: usize = 4 * 1024 * 1024;
 
 /// How a client shows that it may use the server.
 #[derive(Debug, Clone)]
@@ -207,7 +209,6 @@ struct Handle {
     reached: Option<Instant>,
     /// Who listens on the unix socket.
     uid: Option<u32>,
-    first_response: OnceLock<Response>,
 }
 
 impl Drop for Handle {
@@ -272,9 +273,8 @@ impl Client {
         outbox.take(1);
         let mut replies = client.subscribe(first.id);
         client.start(established, reconnect, options);
-        let response = replies.next().await.ok_or_else(not_answered)?;
-        // Nobody else sets it.
-        let _ = client.0.first_response.set(response);
+        // It shows that the server works. What it says may be long, and nobody needs it.
+        drop(replies.next().await.ok_or_else(not_answered)?);
         Ok(client)
     }
 
@@ -324,7 +324,8 @@ impl Client {
     /// Subscribes to the replies to a request that is sent after this, or to those of a route.
     fn subscribe(&self, id: String) -> Replies {
         let (sender, receiver) = mpsc::channel(REPLIES);
-        self.0.shared.subscribers().insert(id.clone(), sender);
+        let room = Arc::new(Semaphore::new(REPLIES_BYTES));
+        self.0.shared.subscribers().insert(id.clone(), Subscriber { sender, room });
         if self.0.shared.outbox.is_closed() {
             // It closed in between, so nobody else takes this away again.
             self.0.shared.subscribers().remove(&id);
@@ -362,11 +363,6 @@ impl Client {
         self.0.shared.status.subscribe()
     }
 
-    /// The server's answer to the `version` request that was sent while connecting; over TCP only.
-    pub fn first_response(&self) -> Option<&Response> {
-        self.0.first_response.get()
-    }
-
     /// The address that was reached; none for a unix socket.
     pub fn peer(&self) -> Option<SocketAddr> {
         self.0.peer
@@ -400,7 +396,7 @@ impl Client {
             status: watch::channel(Status::Connected).0,
             stop: CancellationToken::new(),
         });
-        Self(Arc::new(Handle { shared, peer, reached, uid, first_response: OnceLock::new() }))
+        Self(Arc::new(Handle { shared, peer, reached, uid }))
     }
 
     fn start<S: Socket>(
@@ -430,12 +426,12 @@ fn not_reached(source: io::Error, within: Duration) -> ConnectError {
 
 /// What a server replies to one request, or to those of a route. Dropping it unsubscribes.
 ///
-/// Replies that nobody takes hold up all others of the connection once 64 of them wait, so take
-/// them or drop this.
+/// Replies that nobody takes hold up all others of the connection once 64 of them wait, or 4 MiB, so
+/// take them or drop this.
 #[derive(Debug)]
 pub struct Replies {
     id: String,
-    receiver: mpsc::Receiver<Response>,
+    receiver: mpsc::Receiver<Queued>,
     client: Client,
 }
 
@@ -446,7 +442,8 @@ impl Replies {
     ///
     /// Nothing is lost.
     pub async fn next(&mut self) -> Option<Response> {
-        self.receiver.recv().await
+        let (response, _its_room) = self.receiver.recv().await?;
+        Some(response)
     }
 }
 

@@ -6,13 +6,13 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, watch, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, sleep_until, timeout, Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::connect::{self, Established, Identity, ReconnectError};
-use super::{not_reached, ClientOptions, ConnectError, Status};
+use super::{not_reached, ClientOptions, ConnectError, Status, REPLIES_BYTES};
 use crate::wire::envelope::Response;
 use crate::wire::frame::InvalidFrame;
 use crate::wire::outbox::Outbox;
@@ -30,22 +30,33 @@ const REFUSALS: u32 = 3;
 /// back.
 const CLOSED: u32 = 6;
 
+/// A reply that waits to be taken, and its share of the room for those.
+pub(super) type Queued = (Response, OwnedSemaphorePermit);
+
+/// Who waits for replies.
+#[derive(Debug, Clone)]
+pub(super) struct Subscriber {
+    pub(super) sender: mpsc::Sender<Queued>,
+    /// Bytes that may still wait.
+    pub(super) room: Arc<Semaphore>,
+}
+
 /// What the task shares with the handles.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) outbox: Outbox,
-    pub(super) subscribers: Mutex<HashMap<String, mpsc::Sender<Response>>>,
+    pub(super) subscribers: Mutex<HashMap<String, Subscriber>>,
     pub(super) status: watch::Sender<Status>,
     pub(super) stop: CancellationToken,
 }
 
 impl Shared {
-    pub(super) fn subscribers(&self) -> MutexGuard<'_, HashMap<String, mpsc::Sender<Response>>> {
+    pub(super) fn subscribers(&self) -> MutexGuard<'_, HashMap<String, Subscriber>> {
         self.subscribers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Who waits for the replies to a request: whoever sent it, else whoever has its route.
-    fn subscriber(&self, origin_id: &str) -> Option<mpsc::Sender<Response>> {
+    fn subscriber(&self, origin_id: &str) -> Option<Subscriber> {
         let subscribers = self.subscribers();
         let route = || subscribers.get(origin_id.split_once('_')?.0);
         subscribers.get(origin_id).or_else(route).cloned()
@@ -198,9 +209,12 @@ async fn deliver(shared: &Shared, undelivered: &mut Option<Response>, watch: &Wa
     match shared.subscriber(&response.origin_id) {
         Some(subscriber) => {
             watch.set(None);
+            let length = u32::try_from(response.payload.len().min(REPLIES_BYTES));
+            let room = Arc::clone(&subscriber.room).acquire_many_owned(length.unwrap_or(0)).await;
             // Nobody waits for it any more if there is no place.
-            if let (Ok(place), Some(response)) = (subscriber.reserve().await, undelivered.take()) {
-                place.send(response);
+            let place = subscriber.sender.reserve().await;
+            if let (Ok(room), Ok(place), Some(response)) = (room, place, undelivered.take()) {
+                place.send((response, room));
             }
             watch.set(Some(Instant::now()));
         }

@@ -318,7 +318,9 @@ fn handle<S: Service>(
         let _ = reply.refuse(&reason).await;
         drop(place);
     });
-    if handling.as_mut().now_or_never().is_none() {
+    // Where the task has used up its time slice, a lock that is free is not given to it. Then a later
+    // request could have it first.
+    if tokio::task::unconstrained(handling.as_mut()).now_or_never().is_none() {
         tokio::spawn(handling);
     }
 }

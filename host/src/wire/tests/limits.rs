@@ -130,6 +130,30 @@ async fn a_client_that_does_not_read_holds_up_only_itself() {
 }
 
 #[tokio::test]
+async fn long_replies_that_nobody_takes_are_few_and_hold_up_nobody_for_ever() {
+    let mut server = Served::tcp().await;
+    let client = Client::connect_tcp(&[server.address], proof()).await.unwrap();
+    let text = "x".repeat(2_000_000);
+    let mut replies = client.send(Request::new(&message("endless", &text))).await.unwrap();
+    // Until nothing more is taken off the handler's hands.
+    while let Ok(changed) =
+        tokio::time::timeout(Duration::from_millis(500), server.sent.changed()).await
+    {
+        changed.unwrap();
+    }
+    // Two wait, and one for its place; what is left is in queues and the system's buffers.
+    let held = *server.sent.borrow();
+    assert!(held < 20, "{held} replies are held somewhere");
+    for number in 0..held + 20 {
+        let reply: Message = within(replies.next()).await.unwrap().parse().unwrap();
+        assert!(reply["text"].starts_with(&format!("{number} x")));
+    }
+    // And who takes none any more holds up nobody, though more and more comes.
+    drop(replies);
+    assert_eq!(echo(&client, "next").await, "next");
+}
+
+#[tokio::test]
 async fn requests_of_one_connection_wait_for_a_place() {
     let options = ServerOptions { requests: 2, ..ServerOptions::tcp(key()) };
     let mut server = Served::start(options).await;
