@@ -25,6 +25,7 @@ pub(crate) struct Sshd {
     pub(crate) address: SocketAddr,
     folder: PathBuf,
     connections: Arc<AtomicUsize>,
+    open: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
 }
 
@@ -84,9 +85,11 @@ impl Sshd {
             address: listener.local_addr().unwrap(),
             folder,
             connections: Arc::default(),
+            open: Arc::default(),
             stop: Arc::default(),
         };
         let (connections, stop) = (this.connections.clone(), this.stop.clone());
+        let open = this.open.clone();
         let log = this.folder.join("log");
         let program: Vec<_> = program.iter().map(|word| (*word).to_owned()).collect();
         thread::spawn(move || {
@@ -95,7 +98,7 @@ impl Sshd {
                     return;
                 }
                 connections.fetch_add(1, Ordering::Release);
-                serve(&program, connection, &path, &log);
+                serve(&program, connection, &path, &log, open.clone());
             }
         });
         this
@@ -160,13 +163,24 @@ impl Sshd {
         self.connections.load(Ordering::Acquire)
     }
 
+    /// How many connections there are now.
+    pub(crate) fn open(&self) -> usize {
+        self.open.load(Ordering::Acquire)
+    }
+
     /// What the server has logged.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.folder.join("log")).unwrap_or_default()
     }
 }
 
-fn serve(program: &[String], connection: TcpStream, config: &Path, log: &Path) {
+fn serve(
+    program: &[String],
+    connection: TcpStream,
+    config: &Path,
+    log: &Path,
+    open: Arc<AtomicUsize>,
+) {
     let log = fs::File::options().create(true).append(true).open(log).unwrap();
     let socket = OwnedFd::from(connection);
     let mut sshd = Command::new(&program[0]);
@@ -177,7 +191,11 @@ fn serve(program: &[String], connection: TcpStream, config: &Path, log: &Path) {
         .stdout(socket)
         .stderr(log);
     let mut child = sshd.spawn().expect("the tests need openssh-server: see `make test`");
-    thread::spawn(move || child.wait());
+    open.fetch_add(1, Ordering::Release);
+    thread::spawn(move || {
+        let _ = child.wait();
+        open.fetch_sub(1, Ordering::Release);
+    });
 }
 
 impl Drop for Sshd {

@@ -1,4 +1,9 @@
 //! Programs that run for a launch: one that is asked something, and one that is the connection.
+//!
+//! Each ends with the thread that started it, also if that is killed. What it started itself is in
+//! the process group of the launch, which is killed with it, so that nothing is left of either.
+
+#![allow(unsafe_code, reason = "the death signal is set between fork and exec")]
 
 use std::collections::VecDeque;
 use std::io::Read;
@@ -14,7 +19,9 @@ use std::time::{Duration, Instant};
 
 use distant_plugin_api::{Caller, ErrorKind, LaunchError};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{kill_process_group, pidfd_open, Pid, PidfdFlags, Signal};
+use rustix::process::{
+    getpid, getppid, pidfd_open, set_parent_process_death_signal, Pid, PidfdFlags, Signal,
+};
 
 use crate::guard::system;
 
@@ -47,9 +54,10 @@ pub fn output(
     caller: &Caller,
 ) -> Result<Option<Output>, LaunchError> {
     let name = command.get_program().to_string_lossy().into_owned();
-    let spawned = command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    die_with_us(&mut command);
+    let spawned = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut child = match spawned {
-        Ok(child) => Ended { child, is_reaped: false },
+        Ok(child) => Ended(child),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => {
             let message = format!("the program `{name}` cannot be run");
@@ -57,8 +65,8 @@ pub fn output(
         }
     };
     let mut pipes = [
-        child.child.stdout.take().map(OwnedFd::from).map(std::fs::File::from),
-        child.child.stderr.take().map(OwnedFd::from).map(std::fs::File::from),
+        child.0.stdout.take().map(OwnedFd::from).map(std::fs::File::from),
+        child.0.stderr.take().map(OwnedFd::from).map(std::fs::File::from),
     ];
     let mut texts = [Vec::new(), Vec::new()];
     let deadline = Instant::now() + limit;
@@ -90,7 +98,7 @@ pub fn output(
         }
     }
     // It may have closed both, and go on.
-    let process = pidfd_open(Pid::from_child(&child.child), PidfdFlags::empty()).map_err(system)?;
+    let process = pidfd_open(Pid::from_child(&child.0), PidfdFlags::empty()).map_err(system)?;
     let cancel = caller.cancel_fd();
     let mut fds = [PollFd::new(&process, PollFlags::IN), PollFd::new(&cancel, PollFlags::IN)];
     let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok();
@@ -99,33 +107,37 @@ pub fn output(
     if count == Ok(0) {
         return Err(late());
     }
-    let success = child.wait().is_ok_and(|status| status.success());
+    let success = child.0.wait().is_ok_and(|status| status.success());
     let [text, errors] = texts.map(|text| String::from_utf8_lossy(&text).into_owned());
     Ok(Some(Output { success, text, errors }))
 }
 
-/// A child that is killed with its whole group, and reaped, when dropped.
-struct Ended {
-    child: Child,
-    /// Then its number may be another's.
-    is_reaped: bool,
+/// Has a command killed when the calling thread ends, which is the one that starts it.
+fn die_with_us(command: &mut Command) {
+    let parent = getpid();
+    let die_with_parent = move || {
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        // Whoever died before the line above sends no signal any more.
+        if getppid() == Some(parent) {
+            Ok(())
+        } else {
+            Err(std::io::ErrorKind::Interrupted.into())
+        }
+    };
+    // SAFETY: between fork and exec only what is async-signal-safe may happen; the closure makes
+    // two system calls and allocates nothing.
+    unsafe { command.pre_exec(die_with_parent) };
 }
 
-impl Ended {
-    fn wait(&mut self) -> std::io::Result<ExitStatus> {
-        let status = self.child.wait();
-        self.is_reaped = true;
-        status
-    }
+/// A child that is killed and reaped when dropped.
+struct Ended(Child);
 
-    /// Kills what is left of its group, and reaps it.
+impl Ended {
+    /// Kills it, unless it has ended already, and reaps it.
     fn end(&mut self) -> std::io::Result<ExitStatus> {
-        let group = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        if let Some(group) = group.filter(|_| !self.is_reaped) {
-            // An error means that nobody is left.
-            let _ = kill_process_group(group, Signal::KILL);
-        }
-        self.wait()
+        // An error means that it has ended.
+        let _ = self.0.kill();
+        self.0.wait()
     }
 }
 
@@ -153,12 +165,13 @@ impl Proxy {
         let (near, far) = UnixStream::pair().map_err(system)?;
         let far = OwnedFd::from(far);
         let mut shell = Command::new("/bin/sh");
-        shell.arg("-c").arg(format!("exec {command}")).process_group(0);
+        shell.arg("-c").arg(format!("exec {command}"));
         if cwd.is_dir() {
             shell.current_dir(cwd);
         }
         let input = far.try_clone().map_err(system)?;
         shell.stdin(input).stdout(far).stderr(Stdio::piped());
+        die_with_us(&mut shell);
         let mut child = shell.spawn().map_err(|error| {
             let message = format!("the proxy command `{command}` cannot be started");
             LaunchError::new(ErrorKind::Unreachable, message).because(&error)
@@ -179,15 +192,14 @@ impl Proxy {
             }
         };
         thread::Builder::new().name("proxy".into()).spawn(read).map_err(system)?;
-        let child = Ended { child, is_reaped: false };
-        Ok((Self { child, words, heard: heard.into() }, near.into()))
+        Ok((Self { child: Ended(child), words, heard: heard.into() }, near.into()))
     }
 
     /// What it complained of, its status included if it has ended.
     pub fn last_words(&mut self) -> Vec<String> {
         let mut words: Vec<String> = Vec::new();
         // It has closed the connection; its status follows at once, if it means to end.
-        let id = i32::try_from(self.child.child.id()).ok().and_then(Pid::from_raw);
+        let id = i32::try_from(self.child.0.id()).ok().and_then(Pid::from_raw);
         let handle = id.and_then(|id| pidfd_open(id, PidfdFlags::empty()).ok());
         let has_ended = handle.is_some_and(|handle| {
             let mut fds = [PollFd::new(&handle, PollFlags::IN)];
@@ -209,8 +221,6 @@ impl Proxy {
 
 #[cfg(test)]
 mod tests {
-    use std::io::BufRead;
-
     use super::*;
     use crate::tests::Host;
 
@@ -241,23 +251,11 @@ mod tests {
 
     #[test]
     fn what_a_proxy_leaves_behind_does_not_keep_its_words() {
-        let mut proxy = ended("sh -c 'echo no way >&2; sleep 1000 >/dev/null & exit 7'");
-        assert_eq!(proxy.last_words(), [STATUS, "no way"]);
-    }
-
-    #[test]
-    fn what_a_proxy_command_left_behind_ends_with_it() {
-        let command = "sh -c 'sleep 1000 >/dev/null 2>&1 & echo $!; exit 3'";
-        let (mut proxy, connection) = Proxy::start(command, Path::new("/")).unwrap();
-        let mut line = String::new();
-        std::io::BufReader::new(std::fs::File::from(connection)).read_line(&mut line).unwrap();
-        let left = Pid::from_raw(line.trim().parse().unwrap()).unwrap();
-        let left = pidfd_open(left, PidfdFlags::empty()).unwrap();
+        let mut proxy =
+            ended("sh -c 'sleep 1000 >/dev/null & echo $! >&2; echo no way >&2; exit 7'");
         let words = proxy.last_words();
-        assert_eq!(words, ["the proxy command ended with exit status: 3"]);
-        drop(proxy);
-        let mut fds = [PollFd::new(&left, PollFlags::IN)];
-        let limit = Timespec { tv_sec: 5, tv_nsec: 0 };
-        assert_eq!(rustix::event::poll(&mut fds, Some(&limit)), Ok(1));
+        let left = Pid::from_raw(words[1].parse().unwrap()).unwrap();
+        rustix::process::kill_process(left, Signal::KILL).unwrap();
+        assert_eq!((words[0].as_str(), words[2].as_str()), (STATUS, "no way"));
     }
 }
