@@ -1,6 +1,5 @@
 //! How a launch logs in.
 
-use std::fs;
 use std::path::Path;
 use std::process::Command;
 
@@ -21,7 +20,7 @@ fn in_json(launch: Invocation) -> Running {
 }
 
 /// Answers every challenge with the next of the answers, and gives the questions and the outcome.
-fn answer(launch: Invocation, answers: &[&[&str]]) -> (Vec<String>, serde_json::Value) {
+pub(super) fn answer(launch: Invocation, answers: &[&[&str]]) -> (Vec<String>, serde_json::Value) {
     let mut launch = in_json(launch);
     let mut answers = answers.iter();
     let mut asked = Vec::new();
@@ -45,70 +44,6 @@ fn keys(path: &Path) -> String {
 }
 
 each_backend! {
-    fn every_kind_of_key_gets_in_with_and_without_a_passphrase(backend: &str) {
-        let home = Home::new();
-        let _manager = Manager::start(&home);
-        let sshd = Sshd::start(&home);
-        let kinds = [
-            ("ed25519", "-t ed25519"),
-            ("ed25519, aes256-gcm", "-t ed25519 -Z aes256-gcm@openssh.com"),
-            ("ecdsa 256", "-t ecdsa -b 256"),
-            ("ecdsa 384, PEM", "-t ecdsa -b 384 -m PEM"),
-            ("ecdsa 521", "-t ecdsa -b 521"),
-            ("rsa", "-t rsa -b 2048"),
-            ("rsa, PEM", "-t rsa -b 2048 -m PEM"),
-            ("rsa, PKCS8", "-t rsa -b 2048 -m PKCS8"),
-        ];
-        for (index, (name, kind)) in kinds.iter().enumerate() {
-            for passphrase in ["", "open sesame"] {
-                if passphrase.is_empty() && kind.contains("-Z") {
-                    continue;
-                }
-                let key = home.path(format!("keys/{index}{}", passphrase.len()));
-                let args: Vec<_> = kind.split(' ').chain(["-N", passphrase]).collect();
-                keygen(&key, &args);
-                sshd.authorize(&key.with_extension("pub"));
-                let launch = sshd.launch(&home, backend, &keys(&key));
-                let answers: &[&[&str]] = match passphrase {
-                    "" => &[],
-                    right => &[&["wrong"], &[right]],
-                };
-                let (asked, end) = answer(launch, answers);
-                assert_eq!(end["type"], "launched", "{name}: {end}");
-                assert_eq!(asked.len(), answers.len(), "{name}: {asked:?}");
-                if let Some(first) = asked.first() {
-                    let text = format!(
-                        "Passphrase to decrypt {} for root@127.0.0.1:\n> ", key.display()
-                    );
-                    assert_eq!(*first, text);
-                }
-                // A key counts towards the few that sshd looks at.
-                fs::copy(sshd.path("identity.pub"), sshd.path("authorized")).unwrap();
-                let lock = if passphrase.is_empty() { "plain" } else { "with a passphrase" };
-                report(format!("login {backend}: key {name}, {lock}: in"));
-            }
-        }
-    }
-
-    fn certificates_get_in(backend: &str) {
-        let home = Home::new();
-        let _manager = Manager::start(&home);
-        let ca = home.path("ca");
-        keygen(&ca, &["-N", "", "-t", "ed25519"]);
-        let trusted = format!("TrustedUserCAKeys {}.pub", ca.display());
-        let sshd = Sshd::with(&home, &trusted);
-        for kind in ["ed25519", "ecdsa", "rsa"] {
-            let key = home.path(format!("keys/{kind}"));
-            keygen(&key, &["-N", "", "-t", kind]);
-            let mut sign = Command::new("ssh-keygen");
-            sign.args(["-q", "-I", "me", "-n", "root", "-s"]).arg(&ca);
-            assert!(sign.arg(key.with_extension("pub")).status().unwrap().success());
-            let (_, end) = answer(sshd.launch(&home, backend, &keys(&key)), &[]);
-            assert_eq!(end["type"], "launched", "{kind}: {end}");
-            report(format!("login {backend}: certificate {kind}: in"));
-        }
-    }
-
     fn a_wrong_key_is_said_with_its_name(backend: &str) {
         let home = Home::new();
         let _manager = Manager::start(&home);
@@ -238,5 +173,11 @@ impl Agent {
         let mut add = Command::new("ssh-add");
         add.arg("-q").arg(key).env("SSH_AUTH_SOCK", &self.socket);
         assert!(add.status().unwrap().success());
+    }
+
+    pub(super) fn forget(&self) {
+        let mut forget = Command::new("ssh-add");
+        forget.args(["-q", "-D"]).env("SSH_AUTH_SOCK", &self.socket);
+        assert!(forget.status().unwrap().success());
     }
 }

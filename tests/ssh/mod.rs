@@ -5,6 +5,7 @@ mod host_key;
 mod hostile;
 mod kill;
 mod login;
+mod matrix;
 mod options;
 pub(crate) mod remote;
 mod round_trips;

@@ -18,10 +18,25 @@ pub(crate) struct Account {
 impl Account {
     /// Makes one with this login shell and password.
     pub(crate) fn new(shell: &str, password: &str) -> Self {
+        Self::with(Some(shell), password)
+    }
+
+    /// Makes one whose login shell is this script, in its own home folder.
+    pub(crate) fn with_own_shell(script: &str, password: &str) -> Self {
+        let this = Self::with(None, password);
+        let shell = this.write("shell", script);
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(shell, mode).unwrap();
+        this
+    }
+
+    fn with(shell: Option<&str>, password: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("dt{}-{count}", std::process::id());
         let home = PathBuf::from(format!("/home/{name}"));
+        let own = home.join("shell").display().to_string();
+        let shell = shell.unwrap_or(&own);
         let _one = ACCOUNTS.lock().unwrap();
         let mut add = Command::new("/usr/sbin/useradd");
         add.args(["--create-home", "--home-dir"]).arg(&home).args(["--shell", shell, &name]);

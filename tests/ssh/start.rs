@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use super::each_backend;
-use super::remote::Account;
 use crate::support::{peer, report, within, Home, Manager, Signal, Sshd};
 
 each_backend! {
@@ -53,30 +52,6 @@ each_backend! {
         assert!(error.stderr.contains("not in /"), "{}", error.told());
     }
 
-    fn a_server_that_fails_says_why(backend: &str) {
-        let home = Home::new();
-        let _manager = Manager::start(&home);
-        let sshd = Sshd::start(&home);
-        sshd.make_known(&home);
-        let to = format!("ssh://root@{}", sshd.address);
-        let options = format!("backend={backend},identity_files=\"{}\"", sshd.identity());
-        let check = |name: &str, text: &str, mode: u32, expected: &str| {
-            let program = home.script(name, text);
-            let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
-            std::fs::set_permissions(&program, mode).unwrap();
-            let program = program.display().to_string();
-            let args = ["launch", &to, "--distant", &program, "--options", &options];
-            let error = home.ours(args).run().code(1);
-            assert!(error.stderr.contains(expected), "{name}: {}", error.told());
-            report(format!("server fault, {backend}: {name}: said"));
-        };
-        check("not executable", "#!/bin/sh\n", 0o644, "is not executable");
-        check("wrong architecture", "\u{7f}ELF\u{1}", 0o755, "no server started");
-        check("exits at once", "#!/bin/sh\necho oh no >&2; exit 3\n", 0o755, "oh no");
-        let half = "#!/bin/sh\nprintf distant://:00; exec sleep 1000\n";
-        check("half a line", half, 0o755, "was not ready within 15 s");
-    }
-
     fn arguments_keep_their_quoting(backend: &str) {
         let home = Home::new();
         let _manager = Manager::start(&home);
@@ -87,42 +62,16 @@ each_backend! {
         assert!(log.exists());
     }
 
-    fn every_login_shell_and_its_noise_is_survived(backend: &str) {
+    fn without_a_word_on_where_ssh_came_to_the_server_listens_on_all_and_that_is_said(backend: &str) {
         let home = Home::new();
         let _manager = Manager::start(&home);
-        let sshd = Sshd::start(&home);
-        sshd.make_known(&home);
-        let shells = [
-            ("sh", "/bin/sh"),
-            ("dash", "/bin/dash"),
-            ("bash", "/bin/bash"),
-            ("zsh", "/usr/bin/zsh"),
-            ("fish", "/usr/bin/fish"),
-            ("tcsh", "/usr/bin/tcsh"),
-            ("mksh", "/usr/bin/mksh"),
-        ];
-        let junk = format!("echo 'distant://:{}@127.0.0.1:9'\n", "ab".repeat(32));
-        let files = [
-            ".bashrc", ".zshenv", ".tcshrc", ".mkshrc", ".profile", ".config/fish/config.fish",
-        ];
-        for (name, shell) in shells {
-            let account = Account::new(shell, "x");
-            let options = format!("backend={backend},identity_files=\"{}\"", sshd.identity());
-            for noise in ["quiet", "noisy"] {
-                if noise == "noisy" {
-                    for file in files {
-                        account.write(file, &junk);
-                    }
-                    account.write(".bash_profile", "exec fish\n");
-                }
-                let launch = sshd.launch_as(&home, &account.name, &options);
-                let id = launch.run().id().to_string();
-                let echo = ["spawn", "--connection", &id, "--", "echo", "hi"];
-                assert_eq!(home.ours(echo).run().success().stdout, "hi\n", "{name}, {noise}");
-                home.ours(["manager", "kill", &id]).run().success();
-                report(format!("login shell {name}, {noise}, {backend}: launched"));
-            }
-        }
+        let command = "env -u SSH_CONNECTION sh -c \"$SSH_ORIGINAL_COMMAND\"";
+        let sshd = Sshd::with(&home, &format!("ForceCommand {command}"));
+        let launched = sshd.launch(&home, backend, "").run();
+        let said = "does not say which address ssh came to, so the server listens on all";
+        assert_eq!(launched.stderr.matches(said).count(), 1, "{}", launched.told());
+        launched.id();
+        assert_eq!(home.ours(["spawn", "--", "echo", "hi"]).run().success().stdout, "hi\n");
     }
 
     fn a_tunnel_carries_the_connection_where_it_is_wanted(backend: &str) {

@@ -53,6 +53,10 @@ impl Backend for Libssh {
         false
     }
 
+    fn tells_partial(&self) -> bool {
+        true
+    }
+
     fn cannot_use(&self, _kind: &str) -> Option<&'static str> {
         None
     }

@@ -20,6 +20,9 @@ pub trait Backend: Sync {
     /// Whether it can log in with a user certificate and a key from memory.
     fn user_certificates(&self) -> bool;
 
+    /// Whether it tells an answer that is right but not enough from a wrong one.
+    fn tells_partial(&self) -> bool;
+
     /// Why it cannot log in with this kind of key, and what can.
     fn cannot_use(&self, kind: &str) -> Option<&'static str>;
 

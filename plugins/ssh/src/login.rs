@@ -25,6 +25,9 @@ const TRIES: usize = 3;
 const KEYS_MAX: usize = 5;
 /// Longest file with a certificate that is read.
 const CERTIFICATE_MAX: u64 = 1024 * 1024;
+/// Attempts, after which nothing is asked of the server but what it may accept: OpenSSH's servers hang
+/// up after six.
+const ATTEMPTS_MAX: usize = 5;
 /// Most rounds of questions that a server may ask within one try.
 const ROUNDS_MAX: usize = 20;
 
@@ -191,10 +194,12 @@ impl Login<'_> {
         let mut allowed: Option<Vec<String>> = None;
         let mut asked = HashMap::<&str, usize>::new();
         let mut first = true;
+        let mut attempts = 0;
         loop {
             // Right after the connection only a key may be tried unasked.
             if allowed.is_none() && !(first && keys.len() > 0) {
                 allowed = self.methods(session, state)?;
+                attempts += 1;
                 if allowed.is_none() {
                     return Ok(());
                 }
@@ -219,12 +224,16 @@ impl Login<'_> {
                     break;
                 }
             }
+            attempts += 1;
+            // A server that got what it wanted may want something else now, and one library does
+            // not tell that from a refusal; asking counts as an attempt, of which there are few.
+            let may_be_partial = !self.backend.tells_partial() && attempts < ATTEMPTS_MAX;
             match reply {
                 Some(Reply::Accepted) => return Ok(()),
                 Some(Reply::Partial) => allowed = None,
-                // After the last key a server may want something else than before: one library
-                // does not tell a half success from a refusal.
-                Some(Reply::Refused) if keys.len() == 0 && asked.is_empty() => allowed = None,
+                Some(Reply::Refused) if keys.len() == 0 && (asked.is_empty() || may_be_partial) => {
+                    allowed = None;
+                }
                 Some(Reply::Refused) => {}
                 None => return Err(self.refused(allowed.as_deref(), left_out, state)),
             }

@@ -45,6 +45,10 @@ impl Backend for Ssh2 {
         true
     }
 
+    fn tells_partial(&self) -> bool {
+        false
+    }
+
     fn cannot_use(&self, kind: &str) -> Option<&'static str> {
         let is_rsa_certificate = kind.starts_with("ssh-rsa-cert");
         (kind.starts_with("sk-") || is_rsa_certificate)
