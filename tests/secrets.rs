@@ -299,3 +299,174 @@ fn what_clients_send_through_a_server_is_in_no_log() {
         }
     }
 }
+
+/// Secrets of ssh logins, each used in one way only, so that a find says where it came from.
+const LOGIN: &str = "login-staple-battery-8284";
+const WRONG_LOGIN: &str = "wrong-staple-battery-5904";
+const IN_DESTINATION: &str = "destination-staple-2353";
+const PASSPHRASE: &str = "passphrase-battery-6028";
+const WRONG_PASSPHRASE: &str = "wrong-passphrase-7471";
+const CODE: &str = "one-time-code-3526624977";
+const WRONG_CODE: &str = "wrong-time-code-5724709369";
+
+/// An account whose password is set again and again, as each is used in one way.
+fn set_password(account: &str, password: &str) {
+    use std::io::Write;
+    let mut set = std::process::Command::new("/usr/sbin/chpasswd");
+    let mut set = set.stdin(std::process::Stdio::piped()).spawn().unwrap();
+    set.stdin.take().unwrap().write_all(format!("{account}:{password}\n").as_bytes()).unwrap();
+    assert!(set.wait().unwrap().success());
+}
+
+/// Answers the questions of a launch in JSON mode with these, one after the other, and then none.
+fn answer(launch: crate::support::Invocation, answers: &[&str], said: &mut Said) -> Finished {
+    let mut launch = launch.arg("--format").arg("json").start();
+    launch.json();
+    launch.say(r#"{"type":"auth_initialization_response","methods":["none"]}"#);
+    let mut answers = answers.iter();
+    loop {
+        let message = launch.json();
+        if message["type"] == "auth_challenge" {
+            match answers.next() {
+                Some(answer) => launch.say(
+                    &json!({"type": "auth_challenge_response", "answers": [answer]}).to_string(),
+                ),
+                None => launch.close_stdin(),
+            }
+        } else if ["launched", "error"].contains(&message["type"].as_str().unwrap()) {
+            let finished = launch.finish();
+            said.note(&finished);
+            return finished;
+        }
+    }
+}
+
+crate::ssh::each_backend! {
+    fn no_secret_of_an_ssh_login_is_anywhere_but_where_it_belongs(backend: &str) {
+        use crate::ssh::remote::Account;
+        use crate::support::{keygen, Sshd};
+
+        let home = Home::new();
+        let manager = Manager::start_with(&home, &["--log-level", "trace"]);
+        let spy = Spy::on(&home);
+        let mut said = Said::default();
+        let account = Account::new("/bin/sh", LOGIN);
+        let by_password = Sshd::with(&home, "UsePAM no\nKbdInteractiveAuthentication no");
+        let by_questions = Sshd::with(&home, "UsePAM yes\nPasswordAuthentication no");
+        let by_key = Sshd::with(&home, "PasswordAuthentication no\nKbdInteractiveAuthentication no");
+        let all = [&by_password, &by_questions, &by_key];
+        home.write(".ssh/known_hosts", all.map(|sshd| sshd.known(&["ed25519"])).concat());
+        let distant = programs().distant.display().to_string();
+        let launch = |sshd: &Sshd, who: &str, options: &str| {
+            let options = format!("backend={backend},verbose=true,{options}");
+            let to = format!("ssh://{who}@{}", sshd.address);
+            let trace = ["--distant", &distant, "--log-level", "trace", "--options", &options];
+            home.ours([&["launch", &to][..], &trace].concat())
+        };
+
+        // A password: wrong and then right, on a terminal, and in the destination.
+        let name = account.name.as_str();
+        answer(launch(&by_password, name, ""), &[WRONG_LOGIN, LOGIN], &mut said).success();
+        let mut terminal = launch(&by_password, name, "").on_terminal();
+        terminal.expect("Password for ");
+        terminal.type_keys(&format!("{LOGIN}\n"));
+        let (status, screen) = terminal.finish();
+        assert!(status.success(), "{screen}");
+        said.add("the terminal".to_owned(), screen.into_bytes());
+        answer(launch(&by_password, name, ""), &[WRONG_LOGIN], &mut said).code(1);
+        set_password(name, IN_DESTINATION);
+        let mut client = Wire::manager(manager.socket());
+        let request = json!({
+            "type": "launch",
+            "destination": format!("ssh://{name}:{IN_DESTINATION}@{}", by_password.address),
+            "options": format!("backend={backend},verbose=true,distant.bin=\"{distant}\""),
+        });
+        let launched = client.ask("1", &request).unwrap();
+        assert_eq!(launched["type"], "launched", "{launched}");
+        drop(client);
+
+        // A code that is good once, asked for by the server's own question.
+        set_password(name, CODE);
+        answer(launch(&by_questions, name, ""), &[WRONG_CODE, CODE], &mut said).success();
+        set_password(name, "another code by now");
+        answer(launch(&by_questions, name, ""), &[CODE], &mut said).code(1);
+
+        // Keys: a plain one, one with a passphrase in each form, one of an agent.
+        let mut bodies = Vec::new();
+        let mut secret_files = Vec::new();
+        let kinds: [&[&str]; 3] = [&["-t", "ed25519"], &["-t", "rsa", "-m", "PEM"], &["-t", "ecdsa"]];
+        for (index, form) in kinds.iter().enumerate() {
+            for passphrase in ["", PASSPHRASE] {
+                let key = home.path(format!("keys/{index}{}", passphrase.len()));
+                keygen(&key, &[form, &["-N", passphrase][..]].concat());
+                by_key.authorize(&key.with_extension("pub"));
+                let text = fs::read_to_string(&key).unwrap();
+                let lines: Vec<_> = text.lines().filter(|line| line.len() > 40).collect();
+                // The public half is in there too, and may be anywhere.
+                let public = fs::read_to_string(key.with_extension("pub")).unwrap();
+                let body = lines.iter().rev().find(|line| !public.contains(**line));
+                bodies.push((*body.unwrap()).to_owned());
+                let option = format!("identity_files=\"{}\"", key.display());
+                let answers: &[&str] = match passphrase {
+                    "" => &[],
+                    right => &[WRONG_PASSPHRASE, right],
+                };
+                answer(launch(&by_key, "root", &option), answers, &mut said).success();
+                fs::copy(by_key.path("identity.pub"), by_key.path("authorized")).unwrap();
+                secret_files.push(key);
+            }
+        }
+        let key = home.path("keys/1".to_owned() + &PASSPHRASE.len().to_string());
+        let option = format!("identity_files=\"{}\"", key.display());
+        answer(launch(&by_key, "root", &option), &[WRONG_PASSPHRASE], &mut said).code(1);
+
+        for args in [&["manager", "list"][..], &["manager", "list", "--format=json"], &["plugin", "list"]] {
+            said.note(&home.ours(args).arg("--log-level").arg("trace").run().success());
+        }
+        let listed = home.ours(["manager", "list", "--format=json"]).run().success().stdout;
+        let listed: serde_json::Value = serde_json::from_str(listed.lines().last().unwrap()).unwrap();
+        for id in listed.as_object().unwrap().keys().filter(|key| key.parse::<u32>().is_ok()) {
+            said.note(&home.ours(["manager", "info", id, "--format=json"]).run().success());
+            // Its usual log is ours, and it would begin that anew.
+            let peer = home.peer(["manager", "info", id]).arg("--log-file");
+            said.note(&peer.arg(home.path("peer.log")).run());
+        }
+        let processes = spy.seen();
+        said.note(&manager.stop());
+        for sshd in all {
+            secret_files.extend(["identity", "host_ed25519", "host_ecdsa", "host_rsa"].map(|it| sshd.path(it)));
+        }
+        let files = files(home.path("").as_path(), &secret_files);
+        let logged = |name: &str, text: &str| {
+            files.iter().any(|(path, log)| path.ends_with(name) && contains(log, text.as_bytes()))
+        };
+        // What is searched is what was meant to be: full logs with the library's own words.
+        let trace = if backend == "ssh2" { "key exchange: " } else { "packet: " };
+        assert!(logged("manager.log", "DEBUG"), "no full log of the manager");
+        assert!(logged("client.log", "DEBUG"), "no full log of the command line");
+        assert!(logged("manager.log", trace), "no trace of the library");
+        assert!(contains(&processes, b"plugin-worker"));
+
+        let mut secrets = vec![
+            ("a password", LOGIN.to_owned()),
+            ("a wrong password", WRONG_LOGIN.to_owned()),
+            ("the password of a destination", IN_DESTINATION.to_owned()),
+            ("a passphrase", PASSPHRASE.to_owned()),
+            ("a wrong passphrase", WRONG_PASSPHRASE.to_owned()),
+            ("a code", CODE.to_owned()),
+            ("a wrong code", WRONG_CODE.to_owned()),
+        ];
+        secrets.extend(bodies.into_iter().map(|body| ("a key", body)));
+        for (name, secret) in secrets {
+            for form in forms(&secret) {
+                assert!(!contains(&processes, &form), "{name} is in an argument or a variable");
+                for (path, text) in &files {
+                    assert!(!contains(text, &form), "{name} is in {}", path.display());
+                }
+                for (who, text) in &said.0 {
+                    assert!(!contains(text, &form), "{name} was said: {who}");
+                }
+            }
+        }
+    }
+}
