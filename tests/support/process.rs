@@ -241,6 +241,11 @@ impl Running {
         }
     }
 
+    /// The next line on its stdout, if it comes within this time.
+    pub(crate) fn line_within(&self, limit: Duration) -> Option<String> {
+        self.stdout.line(Instant::now() + limit).flatten()
+    }
+
     /// The next line on its stdout as JSON.
     #[track_caller]
     pub(crate) fn json(&self) -> serde_json::Value {
