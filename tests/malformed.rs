@@ -5,7 +5,7 @@
 
 use std::io;
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
@@ -68,6 +68,15 @@ fn with_each(test: impl Fn(&Target<'_>)) {
         let grown = Look::memory(target.pid()).saturating_sub(memory);
         assert!(grown < 48 * 1024, "it grew by {grown} KiB");
     }
+}
+
+/// The same with the requests that each knows, all of them right.
+fn with_each_and_its_requests(test: impl Fn(&Target<'_>, &[Value])) {
+    let folder = tempfile::tempdir().unwrap();
+    with_each(|target| match target {
+        Target::Manager(_) => test(target, &manager_requests()),
+        Target::Server(_) => test(target, &server_requests(folder.path())),
+    });
 }
 
 /// Waits until the other end closes, whatever it says before.
@@ -249,7 +258,7 @@ fn manager_requests() -> Vec<Value> {
 }
 
 /// Requests to a server, each right and harmless.
-fn server_requests(folder: &PathBuf) -> Vec<Value> {
+fn server_requests(folder: &Path) -> Vec<Value> {
     let file = folder.join("file");
     vec![
         json!({"type": "version"}),
@@ -355,13 +364,7 @@ fn id_of(frame: &[u8]) -> Option<Value> {
 
 #[test]
 fn every_request_spoilt_in_every_way_is_answered() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().to_owned();
-    with_each(|target| {
-        let requests = match target {
-            Target::Manager(_) => manager_requests(),
-            Target::Server(_) => server_requests(&path),
-        };
+    with_each_and_its_requests(|target, requests| {
         let spoilt = requests.iter().flat_map(spoilt).enumerate().map(|(number, payload)| {
             let text = payload.to_string();
             let what = text.chars().take(200).collect();
@@ -373,13 +376,7 @@ fn every_request_spoilt_in_every_way_is_answered() {
 
 #[test]
 fn every_request_cut_off_anywhere_is_answered() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().to_owned();
-    with_each(|target| {
-        let requests = match target {
-            Target::Manager(_) => manager_requests(),
-            Target::Server(_) => server_requests(&path),
-        };
+    with_each_and_its_requests(|target, requests| {
         let cut = requests.iter().flat_map(|request| {
             let whole = pack(&json!({"id": "cut", "payload": request}));
             let cuts = 1..whole.len();
