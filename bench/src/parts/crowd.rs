@@ -1,0 +1,178 @@
+//! Many launches at once at one sshd, beside as many `ssh host true`.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::lab::{Distance, Lab, Side, Site, Way};
+use crate::process::{self, cpu_with_children, descendants, field};
+use crate::report::{Cell, Goal, Report, Sample, Table};
+use crate::{Arguments, Failure};
+
+/// The longest that a crowd may take.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// What one crowd cost.
+struct Crowd {
+    seconds: f64,
+    succeeded: usize,
+    /// Seconds of processor time: clients, the manager with its workers, sshd with what it started.
+    cpu: [f64; 3],
+    /// KiB of the manager and its workers at their peak, above what the manager had before.
+    memory: u64,
+}
+
+/// Measures it.
+pub(crate) fn measure(
+    lab: &Lab,
+    arguments: &Arguments,
+    report: &mut Report,
+) -> Result<(), Failure> {
+    let columns = [
+        "seconds",
+        "succeeded",
+        "a second",
+        "clients, CPU ms each",
+        "manager and workers, CPU ms each",
+        "sshd, CPU ms each",
+        "manager and workers, KiB each",
+    ];
+    let mut table =
+        Table::new("crowd", "Many launches at once, and as many `ssh host true`", &columns);
+    let ours = lab.backends().into_iter().map(|it| Way::Launch(Side::Ours, it));
+    let ways: Vec<_> = [Way::Ssh, Way::SshCurve]
+        .into_iter()
+        .chain(ours)
+        .chain([Way::Launch(Side::Peer, "ssh2")])
+        .collect();
+    let site = Site::new(lab, Distance::Here)?;
+    let largest = arguments.crowds.iter().max().copied();
+    for &count in &arguments.crowds {
+        let rounds = if count > 100 { 2 } else { 3 };
+        let mut crowds: Vec<Vec<Crowd>> = ways.iter().map(|_| Vec::new()).collect();
+        for _ in 0..rounds {
+            for (way, crowds) in ways.iter().zip(&mut crowds) {
+                let is_peer = matches!(way, Way::Launch(Side::Peer, _));
+                if !is_peer || count <= arguments.peer_crowd {
+                    crowds.push(crowd(&site, way, count)?);
+                    site.clear(way)?;
+                }
+            }
+        }
+        let seconds = |at: usize| Sample::of(crowds[at].iter().map(|it| it.seconds).collect());
+        for (at, way) in ways.iter().enumerate() {
+            let name = format!("{count} × {}", way.name());
+            let Some(worst) = crowds[at].iter().map(|it| it.succeeded).min() else { continue };
+            let rate =
+                Sample::of(crowds[at].iter().map(|it| it.succeeded as f64 / it.seconds).collect());
+            let cpu = |part: usize| {
+                Sample::of(crowds[at].iter().map(|it| it.cpu[part] * 1e3 / count as f64).collect())
+            };
+            let memory =
+                Sample::of(crowds[at].iter().map(|it| it.memory as f64 / count as f64).collect());
+            let is_launch = !way.is_bare();
+            let of_launch = |cell: Cell| if is_launch { cell } else { Cell::Nothing };
+            table.row(
+                name,
+                vec![
+                    seconds(at).into(),
+                    format!("{worst} of {count}").into(),
+                    rate.into(),
+                    cpu(0).into(),
+                    of_launch(cpu(1).into()),
+                    cpu(2).into(),
+                    of_launch(memory.into()),
+                ],
+            );
+            if is_launch && Some(count) == largest && matches!(way, Way::Launch(Side::Ours, _)) {
+                let ratio =
+                    seconds(0).zip(seconds(at)).map(|(ssh, launch)| ssh.median / launch.median);
+                let what = format!(
+                    "rate of {count} launches at once against `ssh host true`, {}",
+                    way.name()
+                );
+                report.target(what, Goal::AtLeast(0.9), ratio, "×");
+                let share = worst as f64 / count as f64;
+                report.target(
+                    format!("success of {count} launches at once, {}", way.name()),
+                    Goal::AtLeast(1.0),
+                    Some(share),
+                    "×",
+                );
+            }
+        }
+    }
+    report.add(table);
+    Ok(())
+}
+
+fn crowd(site: &Site<'_>, way: &Way, count: usize) -> Result<Crowd, Failure> {
+    let side = if let Way::Launch(side, _) = way { *side } else { Side::Ours };
+    let (manager, sshd) = (site.manager(side), site.sshd.pid());
+    let cpu = || {
+        let of = |pid| cpu_with_children(pid).iter().sum();
+        [cpu_with_children(std::process::id())[1], of(manager), of(sshd)]
+    };
+    let commands: Vec<_> = (0..count).map(|_| site.command(way)).collect::<Result<_, _>>()?;
+    let peak = Peak::watch(manager);
+    let before: [f64; 3] = cpu();
+    let begun = Instant::now();
+    let mut running = Vec::with_capacity(count);
+    for mut command in commands {
+        running.push(process::start(&mut command)?);
+    }
+    let mut succeeded = 0;
+    for client in running {
+        let left = PATIENCE.saturating_sub(begun.elapsed());
+        if client.finish(left).is_ok_and(|it| it.status.success()) {
+            succeeded += 1;
+        }
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    let memory = peak.stop();
+    // The last worker or session is waited for a moment after its client has ended.
+    if !way.is_bare() {
+        crate::lab::until("workers that have ended", || {
+            descendants(manager).is_empty() || side == Side::Peer
+        })?;
+    }
+    let after = cpu();
+    Ok(Crowd { seconds, succeeded, cpu: [0, 1, 2].map(|at| after[at] - before[at]), memory })
+}
+
+/// A thread that looks now and then how much memory a manager and its workers have.
+struct Peak {
+    stop: Arc<AtomicBool>,
+    most: Arc<AtomicU64>,
+    before: u64,
+    thread: thread::JoinHandle<()>,
+}
+
+impl Peak {
+    fn watch(manager: u32) -> Self {
+        let memory = move || -> u64 {
+            let workers = descendants(manager).into_iter().chain([manager]);
+            workers.map(|pid| field(&format!("/proc/{pid}/status"), "RssAnon:")).sum()
+        };
+        let (stop, most) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let before = memory();
+        let thread = thread::spawn({
+            let (stop, most) = (Arc::clone(&stop), Arc::clone(&most));
+            move || {
+                while !stop.load(Ordering::Acquire) {
+                    most.fetch_max(memory(), Ordering::AcqRel);
+                    thread::sleep(Duration::from_millis(50));
+                }
+            }
+        });
+        Self { stop, most, before, thread }
+    }
+
+    fn stop(self) -> u64 {
+        self.stop.store(true, Ordering::Release);
+        // It does not panic; if it did, what it saw before counts.
+        let _ = self.thread.join();
+        self.most.load(Ordering::Acquire).saturating_sub(self.before)
+    }
+}

@@ -1,0 +1,216 @@
+//! Programs that are run to their end under a deadline, and what the kernel says that they cost.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use rustix::process::{kill_process, pidfd_open, Pid, PidfdFlags, Signal};
+
+use crate::Failure;
+
+/// A program that has been started; its output goes into files, so that nobody waits for a reader.
+pub(crate) struct Running {
+    child: Child,
+    begun: Instant,
+    stdout: File,
+    stderr: File,
+    what: String,
+}
+
+/// How a program ended.
+pub(crate) struct Finished {
+    pub(crate) status: ExitStatus,
+    /// From its start to its end.
+    pub(crate) took: Duration,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    what: String,
+}
+
+impl Finished {
+    /// Fails unless it ended well.
+    pub(crate) fn success(self) -> Result<Self, Failure> {
+        if self.status.success() {
+            return Ok(self);
+        }
+        Err(format!("`{}` ended with {}: {}{}", self.what, self.status, self.stdout, self.stderr)
+            .into())
+    }
+
+    /// Milliseconds that it took.
+    pub(crate) fn milliseconds(&self) -> f64 {
+        self.took.as_secs_f64() * 1e3
+    }
+}
+
+/// Starts a program with an empty input.
+pub(crate) fn start(command: &mut Command) -> Result<Running, Failure> {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let what: Vec<_> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+    let (stdout, stderr) = (tempfile::tempfile()?, tempfile::tempfile()?);
+    command.stdin(Stdio::null()).stdout(stdout.try_clone()?).stderr(stderr.try_clone()?);
+    let begun = Instant::now();
+    let child = command.spawn().map_err(|error| format!("cannot start `{}`: {error}", what[0]))?;
+    Ok(Running { child, begun, stdout, stderr, what: what.join(" ") })
+}
+
+/// Runs a program to its end, within a time that only a broken one needs.
+pub(crate) fn run(command: &mut Command, within: Duration) -> Result<Finished, Failure> {
+    start(command)?.finish(within)
+}
+
+impl Running {
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for its end, and kills it after the deadline.
+    pub(crate) fn finish(mut self, within: Duration) -> Result<Finished, Failure> {
+        if !self.ends_within(within.saturating_sub(self.begun.elapsed()))? {
+            return Err(format!("`{}` did not end within {within:?}", self.what).into());
+        }
+        let took = self.begun.elapsed();
+        let status = self.child.wait()?;
+        let mut text = [String::new(), String::new()];
+        for (file, text) in [&mut self.stdout, &mut self.stderr].into_iter().zip(&mut text) {
+            let mut bytes = Vec::new();
+            file.rewind()?;
+            file.read_to_end(&mut bytes)?;
+            *text = String::from_utf8_lossy(&bytes).into_owned();
+        }
+        let [stdout, stderr] = text;
+        Ok(Finished { status, took, stdout, stderr, what: self.what.clone() })
+    }
+
+    /// Whether it ends within this time.
+    pub(crate) fn ends_within(&self, limit: Duration) -> Result<bool, Failure> {
+        let pidfd = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty())?;
+        let end = Instant::now() + limit;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let left =
+                Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+            match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&left)) {
+                Ok(ended) => return Ok(ended > 0),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Ends it as a person would, and the hard way if it does not.
+    pub(crate) fn stop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            // It may end by itself in between.
+            let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+            if !matches!(self.ends_within(Duration::from_secs(15)), Ok(true)) {
+                let _ = self.child.kill();
+            }
+        }
+        let _ = self.child.wait();
+    }
+
+    /// What it has said so far.
+    pub(crate) fn told(&mut self) -> String {
+        let mut text = String::new();
+        for file in [&mut self.stdout, &mut self.stderr] {
+            // Whatever can be read is better than nothing.
+            let _ = file.rewind().and_then(|()| file.read_to_string(&mut text));
+        }
+        text
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// What a process has used so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Usage {
+    /// Seconds on a processor, over all threads that still run.
+    pub(crate) cpu: f64,
+    /// Times that it went to sleep by itself.
+    pub(crate) wake_ups: u64,
+    /// KiB that it has to itself.
+    pub(crate) memory: u64,
+}
+
+/// What a process has used; threads that have ended are left out of all but the memory.
+pub(crate) fn usage(pid: u32) -> Usage {
+    let mut usage =
+        Usage { memory: field(&format!("/proc/{pid}/status"), "RssAnon:"), ..Usage::default() };
+    for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+        let task = task.path();
+        usage.wake_ups += field(&task.join("status").to_string_lossy(), "voluntary_ctxt_switches:");
+        let text = fs::read_to_string(task.join("schedstat")).unwrap_or_default();
+        let on_cpu = text.split(' ').next().and_then(|it| it.parse::<u64>().ok());
+        usage.cpu += on_cpu.unwrap_or(0) as f64 / 1e9;
+    }
+    usage
+}
+
+/// Seconds that a process has used with all its ended threads, and the children that it waited for.
+pub(crate) fn cpu_with_children(pid: u32) -> [f64; 2] {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+    let ticks: Vec<u64> =
+        fields.split(' ').skip(11).take(4).filter_map(|it| it.parse().ok()).collect();
+    let seconds = |ticks: &[u64]| {
+        ticks.iter().sum::<u64>() as f64 / rustix::param::clock_ticks_per_second() as f64
+    };
+    ticks.split_at_checked(2).map_or([0.0; 2], |(own, children)| [seconds(own), seconds(children)])
+}
+
+/// The children of a process, and theirs.
+pub(crate) fn descendants(pid: u32) -> Vec<u32> {
+    let mut found = Vec::new();
+    let mut look = vec![pid];
+    while let Some(pid) = look.pop() {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        for task in tasks {
+            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            look.extend(children.split_whitespace().filter_map(|it| it.parse::<u32>().ok()));
+        }
+        found.push(pid);
+    }
+    found.split_off(1)
+}
+
+/// A number in a file of `/proc` with a name before it.
+pub(crate) fn field(file: &str, name: &str) -> u64 {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let value = text.lines().find_map(|line| line.strip_prefix(name));
+    value.and_then(|value| value.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+/// Processes whose environment has this entry.
+pub(crate) fn marked(mark: &str) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let holds = |pid: &u32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes())
+    };
+    pids.filter(holds).collect()
+}
+
+/// Kills every process that has this mark, until there is none.
+pub(crate) fn kill_marked(mark: &str) {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let left = marked(mark);
+        if left.is_empty() || Instant::now() > end {
+            return;
+        }
+        for pid in left.into_iter().filter_map(|pid| Pid::from_raw(pid as i32)) {
+            // It may have ended by itself.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
