@@ -185,8 +185,8 @@ impl Server {
         caller: &Caller,
     ) -> Result<Self, LaunchError> {
         let marker = format!("distant-{:032x}", rand::random::<u128>());
-        let reach = remote.reach();
-        let command = script::command(&request.server, &marker, reach == Reach::Reported)?;
+        let asks_for_addresses = remote.reach() == Reach::Reported;
+        let command = script::command(&request.server, &marker, asks_for_addresses)?;
         let running = remote.exec(&command)?;
         let mut watch = Watch::new(running.stdout, running.stderr, marker, running.ending);
         let mut server = Found::default();
@@ -196,7 +196,7 @@ impl Server {
             return Err(error);
         }
         let place = request.destination.host.as_str();
-        let by_ssh = matches!(reach, Reach::Peer(_) | Reach::Tunnel);
+        let by_ssh = matches!(remote.reach(), Reach::Peer(_) | Reach::Tunnel);
         if server.unbound && by_ssh && request.server.bind == BindServer::Ssh {
             let text = format!(
                 "`{place}` does not say which address ssh came to, so the server listens on all"
@@ -370,11 +370,15 @@ impl Found {
     }
 
     fn silence(&self, place: &str, limit: Duration, watch: &Watch) -> LaunchError {
+        let limit = match limit.subsec_millis() {
+            0 => format!("{} s", limit.as_secs()),
+            _ => format!("{} ms", limit.as_millis()),
+        };
         let (message, words, hint) = if self.begun {
-            let message = format!("the server on `{place}` was not ready within {limit:?}");
+            let message = format!("the server on `{place}` was not ready within {limit}");
             (message, &self.words, "see what `distant server listen` says there")
         } else {
-            let message = format!("`{place}` did not run a command within {limit:?}");
+            let message = format!("`{place}` did not run a command within {limit}");
             let hint = "a start-up file of the login shell may wait, or replace the shell \
                         (`exec`): try `ssh HOST true`";
             (message, &watch.noise, hint)

@@ -136,7 +136,7 @@ fn what_goes_wrong_with_a_command_is_told_and_leaves_nothing() {
     let killed = r#""argv":["sh","-c","kill -9 $$"]"#;
     fails(killed, &server, &["did not run the command", "ended with signal 9"]);
     let hangs = r#""argv":["sleep","1000"],"wait_ms":500"#;
-    fails(hangs, &server, &["error: `box` did not run a command within 500ms"]);
+    fails(hangs, &server, &["error: `box` did not run a command within 500 ms"]);
     let broken = r#""argv":["sh","-c","{command}"],"address":"none""#;
     fails(broken, &server, &["plugin `here` brings no connection to `"]);
     let wrong = r#""argv":["sh","-c","{command}"],"address":"192.0.2.255""#;
