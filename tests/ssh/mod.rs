@@ -1,4 +1,4 @@
-//! `distant launch ssh://` against a real sshd, the same on both backends.
+//! `distant launch ssh://` against a real sshd, the same on all backends.
 
 mod compatible;
 mod host_key;
@@ -6,6 +6,7 @@ mod hostile;
 mod kill;
 mod login;
 mod matrix;
+mod openssh;
 mod options;
 pub(crate) mod remote;
 mod round_trips;
@@ -32,6 +33,11 @@ macro_rules! each_backend {
             #[test]
             fn libssh() {
                 body("libssh");
+            }
+
+            #[test]
+            fn openssh() {
+                body("openssh");
             }
         }
     )*};

@@ -69,7 +69,11 @@ each_backend! {
             fs::read_to_string(file).unwrap_or_default().matches(text).count()
         };
         let trace = "SSH-2.0-OpenSSH";
-        let client = if backend == "ssh2" { "software version libssh2_" } else { "software version libssh_" };
+        let client = match backend {
+            "ssh2" => "software version libssh2_",
+            "libssh" => "software version libssh_",
+            _ => "software version OpenSSH_",
+        };
 
         for prefix in ["", "ssh."] {
             let said = |name: &str, value: &str| format!("{prefix}{name}=\"{value}\"");

@@ -216,6 +216,11 @@ fn sign(key: &PrivateKey, data: &[u8], flags: u32) -> Option<Vec<u8>> {
     Some(whole)
 }
 
+/// Tells whether an agent answers within a few seconds; one that does not would be waited for.
+pub fn answers(agent: &Path) -> bool {
+    ask(agent, &[LIST], LIST_LIMIT).is_ok()
+}
+
 fn ask(path: &Path, request: &[u8], limit: Duration) -> std::io::Result<Vec<u8>> {
     let flags = SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;

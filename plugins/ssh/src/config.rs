@@ -71,6 +71,8 @@ pub struct Settings {
     pub family: String,
     /// The address here to connect from.
     pub bind: Option<IpAddr>,
+    /// Whether `ssh` processes are to share connections.
+    pub is_shared: bool,
 }
 
 /// What `StrictHostKeyChecking` says.
@@ -203,14 +205,9 @@ fn by_ssh(
     ssh.arg("-G").stdin(Stdio::null());
     // `ssh` takes the account's home, whatever $HOME says; everything else of a launch does not.
     let account = Account::own();
-    let mut stand_in = None;
-    if account.home != person.home {
-        let own = person.home.join(".ssh/config");
-        let text =
-            format!("Include \"{}\"\nMatch all\nInclude /etc/ssh/ssh_config\n", own.display());
-        let (file, path) = crate::files::in_memory(text.as_bytes())?;
+    let stand_in = stand_in(person, "")?;
+    if let Some((_, path)) = &stand_in {
         ssh.arg("-F").arg(path);
-        stand_in = Some(file);
     }
     if let Some(user) = user {
         ssh.args(["-l", user]);
@@ -238,6 +235,24 @@ fn by_ssh(
         lines.push((key.to_owned(), value));
     }
     Ok(Some(lines))
+}
+
+/// The configuration for an `ssh` that would take the account's home for the person's, with further
+/// lines at its end; nothing where both are the same. It exists as long as the file is open.
+///
+/// # Errors
+///
+/// The system is out of something.
+pub fn stand_in(person: &Person, more: &str) -> Result<Option<(fs::File, PathBuf)>, LaunchError> {
+    if Account::own().home == person.home {
+        return Ok(None);
+    }
+    let own = person.home.join(".ssh/config");
+    let text = format!(
+        "Include \"{}\"\nMatch all\nInclude /etc/ssh/ssh_config\nMatch all\n{more}",
+        own.display()
+    );
+    crate::files::in_memory(text.as_bytes()).map(Some)
 }
 
 /// Words of a line; they may be quoted.
@@ -345,6 +360,7 @@ impl Settings {
             connect_limit: timeout.map_or(CONNECT_LIMIT, Duration::from_secs),
             family: one("addressfamily").unwrap_or("any").to_owned(),
             bind: one("bindaddress").and_then(|address| address.parse().ok()),
+            is_shared: one("controlpath").is_some_and(|path| !path.eq_ignore_ascii_case("none")),
         }
     }
 

@@ -39,7 +39,7 @@ impl State {
 }
 
 /// Makes the error for a system call that fails only when the system is out of something.
-pub(crate) fn system(error: impl std::error::Error) -> LaunchError {
+pub fn system(error: impl std::error::Error) -> LaunchError {
     LaunchError::new(ErrorKind::Other, "this machine is out of something").because(&error)
 }
 

@@ -1,0 +1,357 @@
+//! The questions of `ssh`, which arrive through the program named in `SSH_ASKPASS`.
+//!
+//! That program is a script in a private folder. It hands the question on through one pipe there and
+//! reads the answer from another, so that no secret is in an argument, an environment or a file, and
+//! nothing besides `/bin/sh` is needed. Whoever can write into that folder is this user.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use distant_plugin_api::secret::Secret;
+use distant_plugin_api::LaunchError;
+use distant_ssh::guard::system;
+use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
+use rustix::io::Errno;
+
+/// Folders of this plugin begin with it; then follows the process that made one.
+const PREFIX: &str = "distant-ssh-";
+/// Longest path of a folder in which `ssh` can still make a socket.
+const FOLDER_MAX: usize = 70;
+/// Longest question.
+const QUESTION_MAX: usize = 16 * 1024;
+/// Most questions of a launch.
+const QUESTIONS_MAX: usize = 64;
+
+/// `ssh` runs it with the question, and takes what it prints for the answer. One that only tells the
+/// person something is not waited for.
+const SCRIPT: &str = r#"#!/bin/sh
+# Hands a question of ssh on to the launch that it belongs to, and the answer back.
+folder=${0%/*}
+answers=$folder/$$
+if [ "$SSH_ASKPASS_PROMPT" != none ]; then
+    mkfifo -m 600 "$answers" || exit 1
+    trap 'rm -f "$answers"' 0
+    trap 'exit 1' 1 2 13 15
+fi
+printf '%s\t%s\t%s\000' "$$" "$SSH_ASKPASS_PROMPT" "$1" > "$folder/questions" || exit 1
+[ "$SSH_ASKPASS_PROMPT" = none ] && exit 0
+IFS= read -r answer < "$answers"
+case $answer in
+    +*) printf '%s\n' "${answer#?}" ;;
+    *) exit 1 ;;
+esac
+"#;
+
+/// A private folder with the script, in which `ssh` may also keep sockets.
+pub(crate) struct Questions {
+    folder: tempfile::TempDir,
+    pipe: File,
+    pending: Vec<u8>,
+    /// Open until the launch is over, as an answer is lost when nobody has its pipe open.
+    answered: Vec<File>,
+}
+
+/// What `ssh` wants to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Asked {
+    process: u32,
+    /// What it asks.
+    pub(crate) kind: Kind,
+}
+
+/// The kinds of questions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Whether a host is trusted.
+    Host {
+        /// The host's name or address and its port.
+        place: String,
+        /// Its key, in words for people.
+        key: String,
+        /// What else `ssh` has to say about it.
+        more: Vec<String>,
+    },
+    /// The passphrase of a key file.
+    Passphrase(String),
+    /// The password of `user@host`.
+    Password(String),
+    /// Yes or no.
+    Confirm(String),
+    /// Nothing: the person shall do something, such as touching a key.
+    Tell(String),
+    /// What the server asks, a PIN, or anything else.
+    Other(String),
+}
+
+impl Questions {
+    /// Makes the folder.
+    ///
+    /// # Errors
+    ///
+    /// There is no place for it.
+    pub(crate) fn new() -> Result<Self, LaunchError> {
+        let folder = place().map_err(system)?;
+        let script = folder.path().join("askpass");
+        let mut file = fs::OpenOptions::new();
+        let mut file =
+            file.write(true).create_new(true).mode(0o700).open(script).map_err(system)?;
+        file.write_all(SCRIPT.as_bytes()).map_err(system)?;
+        drop(file);
+        let path = folder.path().join("questions");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, Mode::RUSR | Mode::WUSR).map_err(system)?;
+        let pipe = open_both(&path).map_err(system)?;
+        Ok(Self { folder, pipe, pending: Vec::new(), answered: Vec::new() })
+    }
+
+    /// What `SSH_ASKPASS` is to be.
+    pub(crate) fn program(&self) -> PathBuf {
+        self.folder.path().join("askpass")
+    }
+
+    /// A path for a socket.
+    pub(crate) fn socket(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Readable when something was asked.
+    pub(crate) fn pipe(&self) -> impl AsFd + '_ {
+        &self.pipe
+    }
+
+    /// Takes what was asked meanwhile; does not wait.
+    pub(crate) fn take(&mut self) -> Option<Asked> {
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = self.pipe.read(&mut buffer) {
+            self.pending.extend_from_slice(&buffer[..count]);
+            if self.pending.len() > QUESTION_MAX {
+                break;
+            }
+        }
+        let end = self.pending.iter().position(|byte| *byte == 0)?;
+        let question: Vec<u8> = self.pending.drain(..=end).collect();
+        parse(&String::from_utf8_lossy(&question[..end]))
+    }
+
+    /// Gives the answer, or says that there is none.
+    pub(crate) fn answer(&mut self, asked: &Asked, answer: Option<&Secret>) {
+        if matches!(asked.kind, Kind::Tell(_)) || self.answered.len() >= QUESTIONS_MAX {
+            return;
+        }
+        // Whoever asked may be gone, with its pipe.
+        let path = self.folder.path().join(asked.process.to_string());
+        let Ok(mut pipe) = open_both(&path) else { return };
+        let lines: &[&[u8]] = match answer {
+            Some(answer) => &[b"+", answer.expose().as_bytes(), b"\n"],
+            None => &[b"-\n"],
+        };
+        // A pipe that nobody has read from yet takes this at once.
+        let _ = lines.iter().try_for_each(|part| pipe.write_all(part));
+        self.answered.push(pipe);
+    }
+}
+
+/// Opens a pipe for both directions, so that nothing waits for the other side.
+fn open_both(path: &Path) -> Result<File, Errno> {
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    rustix::fs::open(path, flags, Mode::empty()).map(File::from)
+}
+
+/// Makes a folder where programs may be run from and paths are short, and removes those that
+/// launches which were killed have left there.
+fn place() -> io::Result<tempfile::TempDir> {
+    let own = rustix::process::getuid().as_raw();
+    let runtime = PathBuf::from(format!("/run/user/{own}"));
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    for parent in [std::env::temp_dir(), runtime, "/tmp".into(), "/var/tmp".into()] {
+        let is_executable = rustix::fs::statvfs(&parent)
+            .is_ok_and(|it| !it.f_flag.contains(StatVfsMountFlags::NOEXEC));
+        if !is_executable || parent.as_os_str().len() > FOLDER_MAX - PREFIX.len() - 20 {
+            continue;
+        }
+        sweep(&parent, own);
+        let prefix = format!("{PREFIX}{}-", std::process::id());
+        let mut builder = tempfile::Builder::new();
+        match builder.prefix(&prefix).permissions(Permissions::from_mode(0o700)).tempdir_in(&parent)
+        {
+            Ok(folder) => return Ok(folder),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn sweep(parent: &Path, own: u32) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let maker = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next());
+        let Some(maker) = maker.and_then(|maker| maker.parse::<u32>().ok()) else { continue };
+        let is_own = entry.metadata().is_ok_and(|it| it.is_dir() && it.uid() == own);
+        if is_own && !Path::new(&format!("/proc/{maker}")).exists() {
+            // Another launch may be doing the same.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+fn parse(question: &str) -> Option<Asked> {
+    let mut parts = question.splitn(3, '\t');
+    let (process, hint, text) = (parts.next()?, parts.next()?, parts.next()?);
+    let text: String = text.chars().filter(|c| *c == '\n' || !c.is_control()).collect();
+    Some(Asked { process: process.parse().ok()?, kind: kind(hint, &text) })
+}
+
+fn kind(hint: &str, text: &str) -> Kind {
+    let trimmed = text.trim();
+    if hint == "none" {
+        return Kind::Tell(trimmed.to_owned());
+    }
+    if let Some(host) = host(trimmed) {
+        return host;
+    }
+    if hint == "confirm" || trimmed.contains("(yes/no)") {
+        return Kind::Confirm(trimmed.to_owned());
+    }
+    let between = |before: &str, after: &str| {
+        trimmed.strip_prefix(before)?.strip_suffix(after).map(str::to_owned)
+    };
+    if let Some(file) = between("Enter passphrase for key '", "':") {
+        return Kind::Passphrase(file);
+    }
+    match trimmed.strip_suffix("'s password:").filter(|whom| !whom.contains([' ', '\n'])) {
+        Some(whom) => Kind::Password(whom.to_owned()),
+        None => Kind::Other(text.to_owned()),
+    }
+}
+
+/// Reads the question whether a host is the right one.
+fn host(text: &str) -> Option<Kind> {
+    let (_, rest) = text.split_once("authenticity of host '")?;
+    let (named, rest) = rest.split_once("' can't be established")?;
+    let mut key = String::new();
+    let mut more = Vec::new();
+    for line in rest.lines().map(str::trim) {
+        if let Some((kind, fingerprint)) = line.split_once(" key fingerprint is ") {
+            let kind = match kind {
+                "ED25519" => "Ed25519",
+                "RSA" => "Rsa",
+                "ECDSA" => "Ecdsa",
+                other => other,
+            };
+            key = format!("{kind} Fingerprint: {}", fingerprint.trim_end_matches('.'));
+        } else if !line.is_empty() && line != "." && !line.contains("(yes/no") {
+            more.push(line.to_owned());
+        }
+    }
+    Some(Kind::Host { place: named_place(named), key, more })
+}
+
+/// `[10.0.0.7]:2222 ([10.0.0.7]:2222)` as `10.0.0.7:2222`.
+fn named_place(named: &str) -> String {
+    let name = named.split(' ').next().unwrap_or_default();
+    match name.strip_prefix('[').and_then(|rest| rest.split_once("]:")) {
+        Some((host, port)) if host.contains(':') => format!("[{host}]:{port}"),
+        Some((host, port)) => format!("{host}:{port}"),
+        None if name.contains(':') => format!("[{name}]:22"),
+        None => format!("{name}:22"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use rustix::event::{PollFd, PollFlags, Timespec};
+
+    use super::*;
+
+    #[test]
+    fn what_ssh_asks_is_told_apart() {
+        let check = |hint: &str, text: &str, expected: Kind| assert_eq!(kind(hint, text), expected);
+        check("", "Enter passphrase for key '/a b/id': ", Kind::Passphrase("/a b/id".into()));
+        check("", "me@box's password: ", Kind::Password("me@box".into()));
+        check("", "(me@box) One-time code: ", Kind::Other("(me@box) One-time code: ".into()));
+        check("", "Enter PIN for key /k: ", Kind::Other("Enter PIN for key /k: ".into()));
+        let touch = "Confirm user presence for key ED25519-SK SHA256:x";
+        check("none", touch, Kind::Tell(touch.into()));
+        check("confirm", "Allow this?", Kind::Confirm("Allow this?".into()));
+        let host = "The authenticity of host '[10.0.0.7]:2222 ([10.0.0.7]:2222)' can't be \
+                    established.\nED25519 key fingerprint is SHA256:abc.\nThis key is not known by \
+                    any other names.\nAre you sure you want to continue connecting \
+                    (yes/no/[fingerprint])? ";
+        let expected = Kind::Host {
+            place: "10.0.0.7:2222".into(),
+            key: "Ed25519 Fingerprint: SHA256:abc".into(),
+            more: vec!["This key is not known by any other names.".into()],
+        };
+        check("", host, expected);
+        for (named, expected) in [
+            ("box (10.0.0.7)", "box:22"),
+            ("::1 (::1)", "[::1]:22"),
+            ("[::1]:23 ([::1]:23)", "[::1]:23"),
+        ] {
+            assert_eq!(named_place(named), expected);
+        }
+    }
+
+    #[test]
+    fn a_question_reaches_us_and_its_answer_comes_back_whole() {
+        let mut questions = Questions::new().unwrap();
+        let mode = fs::metadata(questions.folder.path()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        let ask = |questions: &Questions, hint: Option<&str>, text: &str| {
+            let mut askpass = Command::new(questions.program());
+            askpass.arg(text).stdout(Stdio::piped()).env_remove("SSH_ASKPASS_PROMPT");
+            if let Some(hint) = hint {
+                askpass.env("SSH_ASKPASS_PROMPT", hint);
+            }
+            askpass.spawn().unwrap()
+        };
+        let wait = |questions: &mut Questions| {
+            let limit = Timespec { tv_sec: 60, tv_nsec: 0 };
+            let mut fds = [PollFd::new(&questions.pipe, PollFlags::IN)];
+            assert_eq!(rustix::event::poll(&mut fds, Some(&limit)), Ok(1));
+            questions.take().unwrap()
+        };
+        let secret = r"  -n a\b 'c' $d %s ü ";
+        let answers =
+            [(Some(secret), format!("{secret}\n")), (Some(""), "\n".into()), (None, String::new())];
+        for (answer, expected) in answers {
+            let askpass = ask(&questions, None, "me@box's password: ");
+            let asked = wait(&mut questions);
+            assert_eq!(asked.kind, Kind::Password("me@box".into()));
+            questions.answer(&asked, answer.map(Secret::new).as_ref());
+            let output = askpass.wait_with_output().unwrap();
+            assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
+            assert_eq!(output.status.success(), answer.is_some());
+        }
+        let askpass = ask(&questions, Some("none"), "touch it");
+        assert_eq!(wait(&mut questions).kind, Kind::Tell("touch it".into()));
+        assert!(askpass.wait_with_output().unwrap().status.success());
+        // Neither a pipe nor an answer is left in the folder.
+        let mut left: Vec<_> = fs::read_dir(questions.folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["askpass", "questions"]);
+    }
+
+    #[test]
+    fn what_a_killed_launch_left_is_removed_by_the_next_one() {
+        let parent = tempfile::tempdir().unwrap();
+        let own = rustix::process::getuid().as_raw();
+        let mut ended = Command::new("true").spawn().unwrap();
+        let gone = parent.path().join(format!("{PREFIX}{}-x", ended.id()));
+        let kept = parent.path().join(format!("{PREFIX}{}-x", std::process::id()));
+        ended.wait().unwrap();
+        for folder in [&gone, &kept] {
+            fs::create_dir(folder).unwrap();
+            fs::write(folder.join("askpass"), "").unwrap();
+        }
+        sweep(parent.path(), own);
+        assert!(!gone.exists() && kept.exists());
+    }
+}

@@ -1,0 +1,270 @@
+//! What `ssh -v` says on its standard error: how far it is, and in the end why it failed.
+//!
+//! Its lines are meant for people, so nothing depends on them but the words of an error and where a
+//! limit begins; what they are is held by tests against the real program.
+
+use std::net::{IpAddr, SocketAddr};
+
+use distant_plugin_api::{ErrorKind, LaunchError};
+use distant_ssh::config::Settings;
+
+/// Complaints that are kept, and their length.
+const COMPLAINTS: usize = 40;
+const COMPLAINT_MAX: usize = 400;
+/// Lines of them that an error shows.
+const SHOWN: usize = 6;
+
+/// How far a login is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Step {
+    /// The connection is being made.
+    #[default]
+    Connecting,
+    /// The host has shown its key.
+    HostKey,
+    /// The host wants to know who we are.
+    Authenticating,
+    /// The command is being run.
+    LoggedIn,
+}
+
+/// All that was said so far.
+#[derive(Debug, Default)]
+pub(crate) struct Words {
+    /// How far it is.
+    pub(crate) step: Step,
+    /// Where the connection goes, once that is sure.
+    pub(crate) peer: Option<SocketAddr>,
+    is_proxied: bool,
+    /// Whether nothing more will come.
+    pub(crate) has_ended: bool,
+    complaints: Vec<String>,
+    /// How many complaints are not kept any more.
+    left_out: usize,
+    key: Option<String>,
+    tried: Vec<String>,
+    takes: Option<String>,
+}
+
+/// Who says a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Speaker {
+    /// `ssh` for its trace.
+    Trace,
+    /// `ssh` for people, or the command.
+    Other,
+}
+
+impl Words {
+    /// Nothing yet. Where there are hosts or programs in between, only the last login counts.
+    pub(crate) fn new(is_proxied: bool) -> Self {
+        Self { is_proxied, ..Self::default() }
+    }
+
+    /// Takes a line in.
+    pub(crate) fn hear(&mut self, line: &str) -> Speaker {
+        let line = line.trim_end();
+        if let Some(trace) = trace(line) {
+            self.follow(trace);
+            return Speaker::Trace;
+        }
+        if let Some(rest) = line.strip_prefix("Authenticated to ") {
+            self.logged_in(rest);
+            return Speaker::Trace;
+        }
+        let is_trace = ["OpenSSH_", "Transferred: sent ", "Bytes per second: "];
+        if is_trace.iter().any(|start| line.starts_with(start)) {
+            return Speaker::Trace;
+        }
+        let shown: String =
+            line.trim().chars().filter(|c| !c.is_control()).take(COMPLAINT_MAX).collect();
+        if !shown.is_empty() {
+            self.complaints.push(shown);
+            if self.complaints.len() > COMPLAINTS {
+                self.complaints.remove(0);
+                self.left_out += 1;
+            }
+        }
+        Speaker::Other
+    }
+
+    fn follow(&mut self, trace: &str) {
+        if trace.starts_with("Server host key: ") {
+            self.reach(Step::HostKey);
+        } else if let Some(methods) = trace.strip_prefix("Authentications that can continue: ") {
+            self.reach(Step::Authenticating);
+            if let Some(key) = self.key.take() {
+                self.tried.push(format!("key `{key}`: not accepted"));
+            }
+            self.takes = Some(methods.replace(',', ", "));
+        } else if let Some(key) = trace.strip_prefix("Offering public key: ") {
+            self.key = Some(key_name(key));
+        } else if let Some(key) = trace.strip_prefix("Trying private key: ") {
+            self.key = Some(key.to_owned());
+        } else if trace.starts_with("mux_client_request_session: master session id") {
+            self.step = Step::LoggedIn;
+        }
+        if self.key.is_some() && trace.starts_with("Next authentication method: ") {
+            // A usual file that is not there was passed over.
+            self.key = None;
+        }
+    }
+
+    fn logged_in(&mut self, rest: &str) {
+        let by_proxy = rest.contains(" (via proxy) ");
+        if by_proxy || !self.is_proxied {
+            self.step = Step::LoggedIn;
+        }
+        if !by_proxy && !self.is_proxied {
+            self.peer = rest.split_once(" ([").and_then(|(_, rest)| {
+                let (ip, rest) = rest.split_once("]:")?;
+                let port: String = rest.chars().take_while(char::is_ascii_digit).collect();
+                let ip: IpAddr = ip.split('%').next()?.parse().ok()?;
+                Some(SocketAddr::new(ip, port.parse().ok()?))
+            });
+        }
+    }
+
+    fn reach(&mut self, step: Step) {
+        self.step = self.step.max(step);
+    }
+
+    fn says(&self, text: &str) -> bool {
+        self.complaints.iter().any(|line| line.contains(text))
+    }
+
+    /// What was said for people since the last time.
+    pub(crate) fn since(&self, shown: &mut usize) -> String {
+        let new = self.complaints.iter().skip(shown.saturating_sub(self.left_out));
+        let text = new.cloned().collect::<Vec<_>>().join("\n");
+        *shown = self.left_out + self.complaints.len();
+        text
+    }
+
+    /// Remembers what was tried, for the error.
+    pub(crate) fn note(&mut self, line: String) {
+        self.tried.push(line);
+    }
+
+    /// Whether the server hung up before it said that it speaks ssh, as a busy one does.
+    pub(crate) fn hung_up(&self) -> bool {
+        let early = |line: &String| {
+            line.starts_with("kex_exchange_identification: ")
+                && (line.ends_with("Connection closed by remote host")
+                    || line.ends_with("Connection reset by peer"))
+        };
+        !self.is_proxied && self.complaints.iter().any(early)
+    }
+
+    /// Why there is no login; `status` is how `ssh` ended.
+    pub(crate) fn error(&self, settings: &Settings, status: &str) -> LaunchError {
+        let place = place(settings);
+        let error = LaunchError::new;
+        let made = if self.says("REMOTE HOST IDENTIFICATION HAS CHANGED") {
+            return self.changed(&place);
+        } else if self.says("is marked as revoked") || self.says("REVOKED HOST KEY") {
+            return self.revoked(&place);
+        } else if self.says("Could not resolve hostname") {
+            error(ErrorKind::Unresolved, format!("there is no host `{}`", settings.host))
+        } else if self.says("banner exchange") && self.says("timed out") {
+            error(ErrorKind::TimedOut, format!("`{place}` does not speak ssh, or is too slow"))
+        } else if self.says("timed out") && self.step == Step::Connecting {
+            error(ErrorKind::TimedOut, format!("`{place}` does not answer"))
+                .with_hint("is the host up, and the port right? A firewall may drop the packets")
+        } else if self.says("onfiguration option") || self.says("terminating, ") {
+            let message = format!("`ssh` cannot read its configuration for `{}`", settings.given);
+            error(ErrorKind::InvalidOption, message)
+        } else if self.says("Host key verification failed") || self.says("host key is known for") {
+            error(ErrorKind::HostKey, format!("the host key of `{place}` is not known"))
+                .with_hint("compare the fingerprint, and accept it where you can be asked")
+        } else if self.step >= Step::Authenticating {
+            return self.refused(settings);
+        } else if self.is_proxied || self.step > Step::Connecting || !self.says("connect to ") {
+            error(ErrorKind::Unreachable, format!("no ssh connection to `{place}`"))
+                .with_hint("see what `ssh -v HOST true` says there")
+        } else {
+            error(ErrorKind::Unreachable, format!("cannot reach `{place}`"))
+        };
+        if self.complaints.is_empty() {
+            return made.caused_by(format!("the program `ssh` ended with {status}"));
+        }
+        self.last_words().fold(made, LaunchError::caused_by)
+    }
+
+    /// What `ssh` said last, for people.
+    fn last_words(&self) -> impl Iterator<Item = String> + '_ {
+        self.complaints.iter().skip(self.complaints.len().saturating_sub(SHOWN)).cloned()
+    }
+
+    /// The error where nothing is left to try, or somebody would not say.
+    pub(crate) fn refused(&self, settings: &Settings) -> LaunchError {
+        let message = format!("`{}@{}` does not let us in", settings.user, settings.given);
+        let mut error = LaunchError::new(ErrorKind::Authentication, message);
+        error.causes.extend(self.tried.iter().cloned());
+        if let Some(takes) = self.takes.as_ref().filter(|it| !it.is_empty()) {
+            error.causes.push(format!("the server takes {takes}"));
+        }
+        error.causes.extend(self.last_words());
+        error.with_hint("check the user's name, and `identity_files` or the agent's keys")
+    }
+
+    fn changed(&self, place: &str) -> LaunchError {
+        let message = format!("the host key of `{place}` is not the one that is known");
+        let mut error = LaunchError::new(ErrorKind::HostKey, message);
+        let offending = self.complaints.iter().find_map(|line| {
+            let (_, at) = line.strip_prefix("Offending ")?.split_once(" in ")?;
+            at.rsplit_once(':')
+        });
+        if let Some((file, line)) = offending {
+            error = error.caused_by(format!("{file}, line {line}, has another one"));
+        }
+        let fingerprint = self.complaints.iter().find(|line| line.starts_with("SHA256:"));
+        if let Some(fingerprint) = fingerprint {
+            error =
+                error.caused_by(format!("the host shows {}", fingerprint.trim_end_matches('.')));
+        }
+        // `Host key for NAME has changed and you have requested strict checking.`
+        let name = self.complaints.iter().find_map(|line| {
+            let rest = line.strip_prefix("Host key for ")?;
+            rest.split_once(" has changed").map(|(name, _)| name)
+        });
+        match (name, offending) {
+            (Some(name), Some((file, _))) => error.with_hint(format!(
+                "somebody may be in between. If the host was set up anew: `ssh-keygen -R {} -f {}`",
+                shell_words::quote(name),
+                shell_words::quote(file)
+            )),
+            _ => error.with_hint("somebody may be in between"),
+        }
+    }
+
+    fn revoked(&self, place: &str) -> LaunchError {
+        let message = format!("the host key of `{place}` is revoked");
+        let error = LaunchError::new(ErrorKind::HostKey, message)
+            .with_hint("somebody else may have this key: ask whoever runs the host");
+        let said = self.complaints.iter().filter(|line| line.contains("revoked")).cloned();
+        said.fold(error, LaunchError::caused_by)
+    }
+}
+
+/// The line of a trace without its mark.
+fn trace(line: &str) -> Option<&str> {
+    let (mark, rest) = line.split_once(": ")?;
+    matches!(mark, "debug1" | "debug2" | "debug3").then_some(rest)
+}
+
+/// The file or comment in `/a b/id ED25519 SHA256:… explicit`.
+fn key_name(offered: &str) -> String {
+    let before = offered.split_once(" SHA256:").map_or(offered, |(before, _)| before);
+    before.rsplit_once(' ').map_or(before, |(name, _)| name).to_owned()
+}
+
+/// Where a launch goes to, for people.
+pub(crate) fn place(settings: &Settings) -> String {
+    let Settings { host, port, .. } = settings;
+    if host.contains(':') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    }
+}

@@ -1,0 +1,201 @@
+//! What only `backend=openssh` can, and what only it could leave behind.
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use super::remote::Account;
+use crate::support::{eventually, programs, Home, Invocation, Manager, Running, Seen, Sshd};
+
+const HELLO: &str = r#"{"type":"auth_initialization_response","methods":["none"]}"#;
+
+/// Folders that questions go through, as they are left in a home.
+fn folders(home: &Home) -> Vec<String> {
+    let entries = fs::read_dir(home.path("tmp")).unwrap().flatten();
+    let names = entries.map(|entry| entry.file_name().into_string().unwrap());
+    names.filter(|name| name.starts_with("distant-ssh-")).collect()
+}
+
+/// A block of the ssh configuration for a server that nobody has to be asked about.
+fn block(home: &Home, name: &str, sshd: &Sshd) -> String {
+    sshd.make_known(home);
+    format!(
+        "Host {name}\n  HostName {}\n  Port {}\n  User root\n  IdentityFile {}\n  \
+         UserKnownHostsFile {}\n",
+        sshd.address.ip(),
+        sshd.address.port(),
+        sshd.identity(),
+        home.path(".ssh/known_hosts").display()
+    )
+}
+
+fn launch(home: &Home, to: &str, options: &str) -> Invocation {
+    let distant = programs().distant.display().to_string();
+    let options = format!("backend=openssh,{options}");
+    home.ours(["launch", to, "--distant", &distant, "--options", &options])
+}
+
+/// Starts a launch in JSON mode, and waits for the first question.
+fn asked(launch: Invocation) -> (Running, serde_json::Value) {
+    let mut launch = launch.arg("--format").arg("json").start();
+    launch.json();
+    launch.say(HELLO);
+    loop {
+        let message = launch.json();
+        if message["type"] == "auth_challenge" {
+            return (launch, message);
+        }
+    }
+}
+
+#[test]
+fn a_connection_that_ssh_shares_already_needs_no_other_login() {
+    let home = Home::new();
+    let manager = Manager::start(&home);
+    let sshd = Sshd::start(&home);
+    let control = home.path("control");
+    let config = format!(
+        "{}  ControlMaster auto\n  ControlPath {}\n",
+        block(&home, "box", &sshd),
+        control.display()
+    );
+    let config = home.write(".ssh/config", config);
+    let master = home.program("ssh", ["-N", "-F"]).arg(config).arg("box").start();
+    eventually("a connection to share", || control.exists().then_some(()));
+    launch(&home, "ssh://box", "").run().id();
+    assert_eq!(home.ours(["spawn", "--", "echo", "hi"]).run().success().stdout, "hi\n");
+    // The tunnel goes through it too.
+    let id = launch(&home, "ssh://box", "tunnel=always").run().id().to_string();
+    let many = ["spawn", "--connection", &id, "--", "sh", "-c", "head -c 1000000 /dev/zero"];
+    assert_eq!(home.ours(many).run().success().stdout.len(), 1_000_000);
+    assert_eq!(sshd.connections(), 1);
+    home.ours(["manager", "stop"]).run().success();
+    manager.finish().success();
+    assert!(!master.ends_within(Duration::ZERO), "{}", master.told());
+}
+
+#[test]
+fn what_only_ssh_itself_understands_counts() {
+    let home = Home::new();
+    let _manager = Manager::start(&home);
+    let sshd = Sshd::start(&home);
+    let flag = home.path("flag");
+    let there = block(&home, "box", &sshd).replace(
+        "Host box",
+        &format!("Match originalhost box exec \"test -e {}\"", flag.display()),
+    );
+    home.write(".ssh/config", format!("{there}Match all\n  HostName nowhere.invalid\n"));
+    let error = launch(&home, "ssh://box", "").run().code(1);
+    assert!(error.stderr.contains("there is no host `nowhere.invalid`"), "{}", error.told());
+    fs::write(flag, "").unwrap();
+    launch(&home, "ssh://box", "").run().id();
+}
+
+#[test]
+fn no_answer_to_ssh_is_anywhere_but_in_pipes() {
+    let home = Home::new();
+    let _manager = Manager::start(&home);
+    let sshd = Sshd::with(&home, "UsePAM no\nKbdInteractiveAuthentication no");
+    let password = "correct-horse-battery-31";
+    let account = Account::new("/bin/sh", password);
+    sshd.make_known(&home);
+    let options = "backend=openssh,verbose=true";
+    let (mut launch, _) = asked(sshd.launch_as(&home, &account.name, options));
+    let stop = Arc::new(AtomicBool::new(false));
+    let (mark, stopped) = (home.mark().to_owned(), stop.clone());
+    let spy = thread::spawn(move || {
+        let (mut rounds, mut scripts, mut found) = (0, 0, None);
+        while !stopped.load(Ordering::Acquire) {
+            for seen in crate::support::Look::marked(&mark) {
+                scripts += usize::from(seen.command.contains("/askpass "));
+                for file in ["cmdline", "environ"] {
+                    let text = fs::read(format!("/proc/{}/{file}", seen.pid)).unwrap_or_default();
+                    if String::from_utf8_lossy(&text).contains(password) {
+                        found = Some(seen.clone());
+                    }
+                }
+            }
+            rounds += 1;
+        }
+        (rounds, scripts, found)
+    });
+    eventually("a look at the script that asks", || {
+        home.processes().iter().any(|it| it.command.contains("/askpass ")).then_some(())
+    });
+    let folder = folders(&home).pop().unwrap();
+    launch.say(&format!(r#"{{"type":"auth_challenge_response","answers":["{password}"]}}"#));
+    let end = launch.json();
+    assert_eq!(end["type"], "launched", "{end}");
+    launch.finish().success();
+    stop.store(true, Ordering::Release);
+    let (rounds, scripts, found): (i32, usize, Option<Seen>) = spy.join().unwrap();
+    assert!(rounds > 0 && scripts > 0, "{rounds} {scripts}");
+    assert!(found.is_none(), "{found:?}");
+    assert!(!folder.is_empty());
+    let grep = home.program("grep", ["-rlF", password, "."]).run();
+    assert_eq!(grep.stdout, "", "{}", grep.told());
+    eventually("the end of the folder", || folders(&home).is_empty().then_some(()));
+}
+
+#[test]
+fn what_a_killed_launch_leaves_is_removed_by_the_next() {
+    let home = Home::new();
+    let manager = Manager::start(&home);
+    let sshd = Sshd::with(&home, "UsePAM no\nKbdInteractiveAuthentication no");
+    let account = Account::new("/bin/sh", "x");
+    sshd.make_known(&home);
+    let (launch, _) = asked(sshd.launch_as(&home, &account.name, "backend=openssh"));
+    let workers = manager.offspring().into_iter();
+    workers.filter(|it| it.command.contains("plugin-worker")).for_each(|it| it.kill());
+    launch.finish().code(1);
+    // `ssh` and the script that waits for the answer end too; the folder has nobody left.
+    manager.assert_no_offspring();
+    assert_eq!(folders(&home).len(), 1);
+    sshd.launch(&home, "openssh", "").run().id();
+    eventually("the end of the folders", || folders(&home).is_empty().then_some(()));
+}
+
+#[test]
+fn an_ssh_that_is_killed_ends_the_launch_and_the_server() {
+    let home = Home::new();
+    let manager = Manager::start(&home);
+    let sshd = Sshd::start(&home);
+    sshd.make_known(&home);
+    let mute = home.script("mute", "#!/bin/sh\nexec sleep 1000\n").display().to_string();
+    let options = format!("backend=openssh,identity_files=\"{}\"", sshd.identity());
+    let to = format!("ssh://root@{}", sshd.address);
+    let launch = home.ours(["launch", &to, "--distant", &mute, "--options", &options]).start();
+    let started = |seen: &Seen| seen.command == "sleep 1000";
+    eventually("the server", || home.processes().iter().any(started).then_some(()));
+    let ssh = manager.offspring().into_iter().find(|it| it.command.starts_with("ssh ")).unwrap();
+    ssh.kill();
+    let failed = launch.finish().code(1);
+    assert!(failed.stderr.contains("while the server was starting"), "{}", failed.told());
+    eventually("its end", || (!home.processes().iter().any(started)).then_some(()));
+    manager.assert_no_offspring();
+}
+
+#[test]
+fn a_banner_is_shown() {
+    let home = Home::new();
+    let _manager = Manager::start(&home);
+    let banner = home.write("banner", "Be nice to this machine.\n");
+    let sshd = Sshd::with(&home, &format!("Banner {}", banner.display()));
+    let launched = sshd.launch(&home, "openssh", "").run();
+    assert!(launched.stderr.contains("Be nice to this machine."), "{}", launched.told());
+    launched.id();
+}
+
+#[test]
+fn it_is_there_beside_the_default() {
+    let home = Home::new();
+    let listed = home.ours(["plugin", "list", "--json"]).run().success().stdout;
+    let all: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let state = |name: &str| {
+        let named = all.as_array().unwrap().iter().find(|it| it["name"] == name);
+        named.unwrap_or_else(|| panic!("no `{name}`: {listed}"))["state"].clone()
+    };
+    assert_eq!((state("ssh2"), state("openssh")), ("used".into(), "shadowed".into()));
+}
