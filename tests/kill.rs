@@ -8,7 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    calm, eventually, often, peer, programs, within, Home, Invocation, Look, Manager, Seen, Signal,
+    calm, eventually, often, peer, programs, within, Finished, Home, Invocation, Look, Manager,
+    Seen, Signal,
 };
 
 /// Moments at which each is killed.
@@ -70,6 +71,15 @@ fn is_server(seen: &Seen) -> bool {
     seen.command.contains("server listen")
 }
 
+/// A launch during which something was killed may have been through already.
+#[track_caller]
+fn assert_succeeds_or_says_why(finished: &Finished) {
+    if finished.status.code() != Some(0) {
+        assert_eq!(finished.status.code(), Some(1), "{}", finished.told());
+        assert!(finished.stderr.starts_with("error: "), "{}", finished.told());
+    }
+}
+
 /// Ends every connection of the manager, and waits until it alone is left.
 #[track_caller]
 fn assert_only_the_manager_is_left(home: &Home, manager: &Manager) {
@@ -98,10 +108,7 @@ fn a_manager_that_is_killed_leaves_nothing_and_the_next_launch_works() {
             until(begun, moment);
             hits += usize::from(kill(&home, is_manager));
             let finished = running.finish();
-            if finished.status.code() != Some(0) {
-                assert_eq!(finished.status.code(), Some(1), "{}", finished.told());
-                assert!(finished.stderr.starts_with("error: "), "{}", finished.told());
-            }
+            assert_succeeds_or_says_why(&finished);
             // One that was started just then, or was not there yet.
             kill(&home, is_manager);
             home.assert_empty();
@@ -115,23 +122,15 @@ fn a_manager_that_is_killed_leaves_nothing_and_the_next_launch_works() {
 
 #[test]
 fn a_worker_that_is_killed_takes_its_server_along_and_the_next_launch_works() {
-    killed_in_a_launch(is_worker, |finished| {
-        if finished.status.code() != Some(0) {
-            assert!(finished.stderr.starts_with("error: "), "{}", finished.told());
-        }
-    });
+    killed_in_a_launch(is_worker);
 }
 
 #[test]
 fn a_server_that_is_killed_leaves_no_worker_and_the_next_launch_works() {
-    killed_in_a_launch(is_server, |finished| {
-        if finished.status.code() != Some(0) {
-            assert!(finished.stderr.starts_with("error: "), "{}", finished.told());
-        }
-    });
+    killed_in_a_launch(is_server);
 }
 
-fn killed_in_a_launch(victim: fn(&Seen) -> bool, check: fn(&crate::support::Finished)) {
+fn killed_in_a_launch(victim: fn(&Seen) -> bool) {
     let home = Home::new();
     let manager = Manager::start(&home);
     for server in servers() {
@@ -144,7 +143,7 @@ fn killed_in_a_launch(victim: fn(&Seen) -> bool, check: fn(&crate::support::Fini
             let running = launch(&home, server).start();
             until(begun, moment);
             hits += usize::from(kill(&home, victim));
-            check(&running.finish());
+            assert_succeeds_or_says_why(&running.finish());
             assert_only_the_manager_is_left(&home, &manager);
         }
         // And once more when it is there for certain.
@@ -190,11 +189,8 @@ fn a_command_line_that_is_killed_while_the_server_starts_leaves_nothing_at_once(
     let _calm = calm();
     let home = Home::new();
     let manager = Manager::start(&home);
-    let mute = home.script("mute", "#!/bin/sh\nexec sleep 1000\n").display().to_string();
-    let running = launch(&home, Some(&mute)).start();
-    eventually("the server", || {
-        manager.offspring().iter().any(|seen| seen.command == "sleep 1000").then_some(())
-    });
+    let running = launch(&home, Some(&home.mute())).start();
+    manager.wait_for_mute();
     running.signal(Signal::KILL);
     let killed = Instant::now();
     manager.assert_no_offspring();
@@ -206,11 +202,8 @@ fn a_command_line_that_is_killed_while_the_server_starts_leaves_nothing_at_once(
 fn a_manager_that_is_killed_with_a_launch_pending_leaves_no_server_that_never_spoke() {
     let home = Home::new();
     let manager = Manager::start(&home);
-    let mute = home.script("mute", "#!/bin/sh\nexec sleep 1000\n").display().to_string();
-    let running = launch(&home, Some(&mute)).start();
-    eventually("the server", || {
-        manager.offspring().iter().any(|seen| seen.command == "sleep 1000").then_some(())
-    });
+    let running = launch(&home, Some(&home.mute())).start();
+    manager.wait_for_mute();
     manager.kill();
     let finished = running.finish().code(1);
     assert!(finished.stderr.starts_with("error: "), "{}", finished.told());

@@ -117,8 +117,7 @@ fn stdout_has_the_id_alone_and_stderr_nothing_where_nobody_looks() {
 fn a_terminal_shows_how_far_the_launch_is() {
     let home = Home::new();
     let _manager = Manager::start(&home);
-    let mute = home.script("mute", "#!/bin/sh\nexec sleep 1000\n");
-    let mut terminal = launch(&home).arg("--distant").arg(mute).on_terminal();
+    let mut terminal = launch(&home).arg("--distant").arg(home.mute()).on_terminal();
     terminal.expect("starting");
     terminal.type_keys("\x03");
     let (status, screen) = terminal.finish();
@@ -322,11 +321,8 @@ fn pending<'a>(
     manager: &Manager,
     start: impl FnOnce(Invocation) -> Running<'a>,
 ) -> Running<'a> {
-    let mute = home.script("mute", "#!/bin/sh\nexec sleep 1000\n");
-    let running = start(launch(home).arg("--distant").arg(mute));
-    crate::support::eventually("the server of the launch", || {
-        manager.offspring().iter().any(|seen| seen.command == "sleep 1000").then_some(())
-    });
+    let running = start(launch(home).arg("--distant").arg(home.mute()));
+    manager.wait_for_mute();
     running
 }
 

@@ -43,18 +43,6 @@ fn ours() -> String {
     programs().distant.display().to_string()
 }
 
-/// A server that never says a word.
-fn mute(home: &Home) -> String {
-    home.script("mute", "#!/bin/sh\nexec sleep 1000\n").display().to_string()
-}
-
-#[track_caller]
-fn is_up(manager: &Manager) {
-    eventually("the server", || {
-        manager.offspring().iter().any(|seen| seen.command == "sleep 1000").then_some(())
-    });
-}
-
 const CONNECTED: &str = "{\"type\":\"verdict\",\"id\":1,\"verdict\":\"connected\"}\nend\n";
 const CANCELLED: &str = "{\"type\":\"cancel\"}\nend\n";
 
@@ -193,8 +181,8 @@ fn killed(victim: impl Fn(&Seen) -> bool, signal: Signal) {
     let home = Home::new();
     here(&home, "", HERE);
     let manager = Manager::start(&home);
-    let launch = launch(&home, &mute(&home)).start();
-    is_up(&manager);
+    let launch = launch(&home, &home.mute()).start();
+    manager.wait_for_mute();
     let picked: Vec<_> = home.processes().into_iter().filter(victim).collect();
     assert_eq!(picked.len(), 1, "{picked:?}");
     let pid = rustix::process::Pid::from_raw(picked[0].pid.try_into().unwrap()).unwrap();

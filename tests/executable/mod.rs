@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
-use crate::support::{eventually, Home, Look, Manager, Running, Seen, Signal};
+use crate::support::{Home, Look, Manager, Running, Seen, Signal};
 
 /// Puts an executable plugin for `NAME://` where the host looks; the body follows its hello.
 fn plugin(home: &Home, name: &str, members: &str, body: &str) -> PathBuf {
@@ -36,9 +36,7 @@ fn killed(victim: impl Fn(&Seen) -> bool, signal: Signal) {
     plugin(&home, "deaf", "", DEAF);
     let manager = Manager::start(&home);
     let launch = home.ours(["launch", "deaf://box"]).start();
-    eventually("what the plugin started", || {
-        manager.offspring().iter().any(|seen| seen.command == "sleep 1000").then_some(())
-    });
+    manager.wait_for_mute();
     let picked: Vec<_> = home.processes().into_iter().filter(victim).collect();
     assert_eq!(picked.len(), 1, "{picked:?}");
     let pid = rustix::process::Pid::from_raw(picked[0].pid.try_into().unwrap()).unwrap();

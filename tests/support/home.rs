@@ -15,6 +15,9 @@ use super::{peer, programs, Finished, Look, Running, Terminal, PATIENCE};
 /// The variable by which processes of a home are found.
 const MARK: &str = "DISTANT_TEST_HOME";
 
+/// What the server program runs that never says anything.
+pub(super) const MUTE: &str = "sleep 1000";
+
 /// How long something may take to end after what it belonged to has ended.
 const TIME_TO_END: Duration = Duration::from_secs(15);
 
@@ -64,6 +67,12 @@ impl Home {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(&path, mode).unwrap();
         path
+    }
+
+    /// A server program that runs and never says how it is reached; [`super::Manager::wait_for_mute`]
+    /// tells when a launch has started it.
+    pub(crate) fn mute(&self) -> String {
+        self.script("mute", &format!("#!/bin/sh\nexec {MUTE}\n")).display().to_string()
     }
 
     /// Where a manager of this home listens by default.

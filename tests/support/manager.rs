@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use super::process::Signal;
+use super::home::MUTE;
+use super::process::{shortened, Signal};
 use super::{eventually, Finished, Home, Look, Running, Seen};
 
 /// The variable by which the processes of one manager are found.
@@ -19,6 +20,7 @@ const TIME_TO_END: Duration = Duration::from_secs(15);
 pub(crate) struct Manager {
     process: Option<Running>,
     socket: PathBuf,
+    log: PathBuf,
     mark: String,
     ours: bool,
 }
@@ -50,7 +52,8 @@ impl Manager {
             assert!(!process.ends_within(Duration::ZERO), "it ended: {}", process.told());
             UnixStream::connect(&socket).ok()
         });
-        Self { process: Some(process), socket, mark: format!("{MARK}={mark}"), ours }
+        let log = home.path("cache/distant/manager.log");
+        Self { process: Some(process), socket, log, mark: format!("{MARK}={mark}"), ours }
     }
 
     fn process(&self) -> &Running {
@@ -84,6 +87,13 @@ impl Manager {
         let mut seen = self.offspring();
         seen.retain(|process| process.command.contains("server listen"));
         seen
+    }
+
+    /// Waits until a launch has started the program of [`Home::mute`], or `sleep 1000` otherwise.
+    pub(crate) fn wait_for_mute(&self) {
+        eventually("the server of the launch", || {
+            self.offspring().iter().any(|seen| seen.command == MUTE).then_some(())
+        });
     }
 
     /// Waits until nothing that it started is left: no process, no zombie.
@@ -143,7 +153,9 @@ impl Drop for Manager {
     fn drop(&mut self) {
         let Some(process) = self.process.take() else { return };
         if std::thread::panicking() {
-            eprintln!("the manager of the failed test: {}", process.told());
+            let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+            let log = shortened(&log);
+            eprintln!("the manager of the failed test: {}\n{log}", process.told());
             drop(process);
             self.processes().iter().for_each(Seen::kill);
             return;

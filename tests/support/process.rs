@@ -149,7 +149,7 @@ impl Output {
 }
 
 /// The end of a text, if it is long.
-fn shortened(text: &str) -> String {
+pub(super) fn shortened(text: &str) -> String {
     let least = text.len().saturating_sub(4000);
     let start = (least..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(least);
     let cut = if start > 0 { format!("({start} bytes before this)\n") } else { String::new() };
