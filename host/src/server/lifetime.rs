@@ -67,12 +67,12 @@ impl Presence {
 
     /// Waits until nobody has been there for so long.
     async fn lonely(&self, limit: Duration) {
-        self.absent(|it| (it.clients == 0).then_some(it.since + limit)).await;
+        self.absent(|it| if it.clients == 0 { it.since.checked_add(limit) } else { None }).await;
     }
 
     /// Waits until nobody has come at all for so long; for ever once somebody has.
     async fn nobody_came(&self, limit: Duration) {
-        self.absent(|it| (!it.ever).then_some(it.since + limit)).await;
+        self.absent(|it| if it.ever { None } else { it.since.checked_add(limit) }).await;
     }
 
     async fn absent(&self, due: impl Fn(Present) -> Option<Instant>) {
@@ -254,5 +254,13 @@ mod tests {
         outlasts(&mut rules, &presence).await;
         asked.cancel();
         assert_eq!(rules.await, End::Asked);
+    }
+
+    #[tokio::test]
+    async fn a_time_beyond_all_clocks_is_never_over() {
+        use futures::FutureExt;
+        let presence = Presence::new();
+        assert!(presence.lonely(Duration::MAX).now_or_never().is_none());
+        assert!(presence.nobody_came(Duration::MAX).now_or_never().is_none());
     }
 }
