@@ -120,7 +120,7 @@ async fn clients_are_limited_and_the_one_too_many_is_told() {
     let (first, second) = (manager.client().await, manager.client().await);
     let connect = || Client::connect_unix(&manager.socket, ClientOptions::unix(), ());
     let refused = connect().await.unwrap_err();
-    assert_eq!(refused.to_string(), "there are 2 clients already, and no more are let in");
+    assert_eq!(refused.to_string(), "the limit of 2 clients is reached");
     assert_eq!(second.list().await, []);
 
     drop(first);

@@ -138,7 +138,9 @@ impl ServerOptions {
             plain: false,
             unauthenticated: 64,
             authentication: Duration::from_secs(10),
-            clients: 4096,
+            // With those that are gone and may come back: some minutes of scripts that connect anew
+            // for each command.
+            clients: 64 * 1024,
             requests: 1024,
             frame: FRAME_MAX,
             backup: 16 * 1024 * 1024,
@@ -303,9 +305,9 @@ impl<S: Service> Server<S> {
     /// A place for a client that has shown what it has to, or what it is told in place of one.
     fn admit(&self) -> Result<OwnedSemaphorePermit, String> {
         self.service.admit()?;
-        Arc::clone(&self.clients).try_acquire_owned().map_err(|_| {
-            format!("there are {} clients already, and no more are let in", self.options.clients)
-        })
+        Arc::clone(&self.clients)
+            .try_acquire_owned()
+            .map_err(|_| format!("the limit of {} clients is reached", self.options.clients))
     }
 
     fn connections(&self) -> MutexGuard<'_, HashMap<u32, Arc<Connection<S>>>> {
