@@ -93,6 +93,51 @@ each_backend! {
         refused(sshd.launch(&home, backend, "").run(), "is revoked");
     }
 
+    fn a_host_that_is_known_by_another_kind_of_key_is_asked_about_with_its_line(backend: &str) {
+        let home = Home::new();
+        let _manager = Manager::start(&home);
+        let sshd = Sshd::start(&home);
+        let other = home.path("other");
+        crate::support::keygen(&other, &["-N", "", "-t", "ecdsa", "-b", "521"]);
+        let public = fs::read_to_string(other.with_extension("pub")).unwrap();
+        let line = format!("# mine\n{} {public}", sshd.name());
+        let file = home.write(".ssh/known_hosts", line);
+        let mut launch = in_json(sshd.launch(&home, backend, ""));
+        let text = launch.json()["text"].as_str().unwrap().to_owned();
+        let said = format!("known: ecdsa-sha2-nistp521, {}, line 2\nTrust and", file.display());
+        assert!(text.contains(&said), "{text}");
+        launch.say(r#"{"type":"auth_verification_response","valid":false}"#);
+        let error = launch.json();
+        assert!(error["causes"].to_string().contains("ecdsa-sha2-nistp521"), "{error}");
+        launch.finish().code(1);
+    }
+
+    fn what_the_configuration_revokes_is_refused_and_what_is_not_done_is_said(backend: &str) {
+        let home = Home::new();
+        let _manager = Manager::start(&home);
+        let sshd = Sshd::start(&home);
+        sshd.make_known(&home);
+        let public = fs::read_to_string(sshd.path("host_ed25519.pub")).unwrap();
+        let list = home.write("gone", &public);
+        let configure = |line: &str| home.write(".ssh/config", format!("Host *\n  {line}\n"));
+        configure(&format!("RevokedHostKeys {}", list.display()));
+        refused(sshd.launch(&home, backend, "").run(), "is revoked");
+        home.write("gone", "");
+        sshd.launch(&home, backend, "").run().id();
+        // One that cannot be read revokes all, a pipe too, which nobody waits for.
+        fs::remove_file(&list).unwrap();
+        refused(sshd.launch(&home, backend, "").run(), "whether");
+        let mode = rustix::fs::Mode::RWXU;
+        rustix::fs::mkfifoat(rustix::fs::CWD, &list, mode).unwrap();
+        refused(sshd.launch(&home, backend, "").run(), "it is no regular file");
+        configure("KnownHostsCommand /bin/true\n  VerifyHostKeyDNS yes");
+        let launched = sshd.launch(&home, backend, "").run();
+        for said in ["`KnownHostsCommand` is not run", "`VerifyHostKeyDNS` is not done"] {
+            assert_eq!(launched.stderr.matches(said).count(), 1, "{}", launched.told());
+        }
+        launched.id();
+    }
+
     fn any_known_kind_of_key_is_enough(backend: &str) {
         let home = Home::new();
         let _manager = Manager::start(&home);

@@ -1,9 +1,25 @@
 //! Whatever ends, and whenever, nothing is left.
+//!
+//! The moments are spread evenly over the time that a launch takes here and now; [`super::stages`]
+//! has the places where a launch stands still.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::each_backend;
-use crate::support::{often, peer, programs, report, within, Home, Look, Manager, Signal, Sshd};
+use crate::support::{
+    eventually, often, peer, programs, report, within, Home, Look, Manager, Signal, Sshd,
+};
+
+/// Failed launches that each backend has to go through.
+const FAILURES: usize = 200;
+
+/// How often a manager is killed during a launch, for each backend.
+const MANAGERS: usize = 60;
+
+/// A part of a whole that is another one each time, and never near the last ones.
+fn part(round: usize) -> f64 {
+    (round as f64 * 0.618_033_988_75).fract()
+}
 
 each_backend! {
     fn launches_that_end_at_any_moment_leave_nothing(backend: &str) {
@@ -17,45 +33,86 @@ each_backend! {
         let launch = |server: &str| {
             home.ours(["launch", &to, "--distant", server, "--options", &options])
         };
-        let id = launch(&servers[0]).run().id().to_string();
-        home.ours(["manager", "kill", &id]).run().success();
+        let mut usual = Duration::ZERO;
+        for server in &servers {
+            let since = Instant::now();
+            let id = launch(server).run().id().to_string();
+            usual = usual.max(since.elapsed());
+            home.ours(["manager", "kill", &id]).run().success();
+        }
         manager.assert_no_offspring();
         let before = (Look::open(manager.pid()).len(), Look::threads(manager.pid()));
-        let rounds = often(200);
-        let mut finished = 0;
-        for round in 0..rounds {
+        let wanted = often(FAILURES);
+        let (mut round, mut failed) = (0, 0);
+        while failed < wanted {
             let running = launch(&servers[round % 2]).start();
-            // From the first moment to some time after the usual end.
-            let moment = Duration::from_millis(900 * round as u64 / rounds as u64);
-            if running.ends_within(moment) {
-                finished += 1;
-                let id = running.finish().id().to_string();
-                home.ours(["manager", "kill", &id]).run().success();
-                continue;
-            }
-            match round % 3 {
-                0 => running.signal(Signal::INT),
-                1 => running.signal(Signal::KILL),
-                _ => {
-                    let workers = manager.offspring().into_iter();
-                    workers.filter(|it| it.command.contains("plugin-worker")).for_each(|it| it.kill());
+            // By time, as no event says where it is.
+            if !running.ends_within(usual.mul_f64(part(round))) {
+                match round % 3 {
+                    0 => running.signal(Signal::INT),
+                    1 => running.signal(Signal::KILL),
+                    _ => {
+                        let workers = manager.offspring().into_iter();
+                        workers.filter(|it| it.command.contains("plugin-worker")).for_each(|it| it.kill());
+                    }
                 }
             }
             let ended = running.finish();
-            if let Ok(id) = ended.stdout.trim().parse::<u32>() {
-                home.ours(["manager", "kill", &id.to_string()]).run().success();
+            match ended.stdout.trim().parse::<u32>() {
+                Ok(id) => drop(home.ours(["manager", "kill", &id.to_string()]).run()),
+                Err(_) => failed += 1,
             }
+            round += 1;
+            assert!(round < 20 * wanted, "only {failed} of {round} launches failed");
         }
         manager.assert_no_offspring();
-        let only_manager = || (home.processes().len() == 1).then_some(());
+        let only_manager = || (home.processes().len() == 1 && sshd.open() == 0).then_some(());
         let left = within(Duration::from_secs(20), only_manager);
-        assert!(left.is_some(), "{:#?}", home.processes());
+        assert!(left.is_some(), "{} connections, {:#?}", sshd.open(), home.processes());
         let steady = || {
             let now = (Look::open(manager.pid()).len(), Look::threads(manager.pid()));
             (now.0 <= before.0 + 2 && now.1 <= before.1 + 2).then_some(())
         };
         let is_steady = within(Duration::from_secs(20), steady).is_some();
         assert!(is_steady, "{before:?}, {:?}", Look::open(manager.pid()));
-        report(format!("{rounds} launches ended at any moment, {backend}: {finished} were done, nothing left"));
+        report(format!("{failed} launches failed at any moment, {backend}: {round} started, nothing left"));
+    }
+
+    fn a_manager_that_is_killed_at_any_moment_leaves_nothing(backend: &str) {
+        let home = Home::new();
+        let sshd = Sshd::start(&home);
+        sshd.make_known(&home);
+        let to = format!("ssh://root@{}", sshd.address);
+        let options = format!("backend={backend},identity_files=\"{}\"", sshd.identity());
+        let servers = [programs().distant.display().to_string(), peer().display().to_string()];
+        let launch = |server: &str| {
+            home.ours(["launch", &to, "--distant", server, "--options", &options])
+        };
+        let manager = Manager::start(&home);
+        let since = Instant::now();
+        let id = launch(&servers[0]).run().id().to_string();
+        let usual = since.elapsed();
+        home.ours(["manager", "kill", &id]).run().success();
+        manager.stop();
+        let rounds = often(MANAGERS);
+        let mut done = 0;
+        for round in 0..rounds {
+            let manager = Manager::start(&home);
+            let running = launch(&servers[round % 2]).start();
+            running.ends_within(usual.mul_f64(part(round)));
+            manager.kill();
+            let ended = running.finish();
+            if ended.stdout.trim().parse::<u32>().is_ok() {
+                // Its server is meant to outlive the manager.
+                done += 1;
+                home.clear();
+            } else {
+                assert!(ended.stderr.starts_with("error: "), "{}", ended.told());
+                home.assert_empty();
+            }
+            eventually("an end of every ssh connection", || (sshd.open() == 0).then_some(()));
+        }
+        assert!(done < rounds, "no manager was killed in time");
+        report(format!("{rounds} managers killed at any moment, {backend}: {done} launches were done, nothing left"));
     }
 }

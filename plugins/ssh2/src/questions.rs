@@ -108,3 +108,69 @@ unsafe fn text(start: *const u8, length: usize) -> String {
     // SAFETY: the caller's promise above.
     String::from_utf8_lossy(unsafe { std::slice::from_raw_parts(start, length) }).into_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ptr::{null, null_mut};
+
+    use distant_plugin_api::secret::Secret;
+
+    use super::*;
+
+    /// Asks as libssh2 does, and gives what was asked with the answers that libssh2 got.
+    fn round(
+        instructions: &str,
+        prompts: &mut [raw::LIBSSH2_USERAUTH_KBDINT_PROMPT],
+        answers: Option<&[&str]>,
+    ) -> (Questions, Vec<String>) {
+        let mut asked = None;
+        let mut answer = |questions: Questions| {
+            asked = Some(questions);
+            answers.map(|answers| answers.iter().map(|it| Secret::new(*it)).collect())
+        };
+        let mut answer: &mut Answer<'_> = &mut answer;
+        let mut theirs = (&raw mut answer).cast::<c_void>();
+        let empty = || raw::LIBSSH2_USERAUTH_KBDINT_RESPONSE { text: null_mut(), length: 0 };
+        let mut responses: Vec<_> = prompts.iter().map(|_| empty()).collect();
+        let (first, room) = match prompts.is_empty() {
+            true => (null(), null_mut()),
+            false => (prompts.as_ptr(), responses.as_mut_ptr()),
+        };
+        let count = prompts.len() as c_int;
+        let length = instructions.len() as c_int;
+        ask(null(), 0, instructions.as_ptr().cast(), length, count, first, room, &raw mut theirs);
+        let given = responses.iter().map(|response| {
+            // SAFETY: it is null or from `malloc`, with so many bytes and a zero.
+            unsafe {
+                let given = text(response.text.cast(), response.length as usize);
+                libc::free(response.text.cast());
+                given
+            }
+        });
+        let given = given.collect();
+        (asked.unwrap(), given)
+    }
+
+    fn prompt(text: &mut [u8], echo: bool) -> raw::LIBSSH2_USERAUTH_KBDINT_PROMPT {
+        let length = text.len();
+        let text = if text.is_empty() { null_mut() } else { text.as_mut_ptr() };
+        raw::LIBSSH2_USERAUTH_KBDINT_PROMPT { text, length, echo: echo.into() }
+    }
+
+    #[test]
+    fn a_round_without_questions_and_a_question_without_a_text_are_passed_on() {
+        let (asked, given) = round("mind the gap", &mut [], Some(&[]));
+        assert_eq!((asked.instructions.as_str(), asked.prompts.len()), ("mind the gap", 0));
+        assert!(given.is_empty());
+        let (mut code, mut nothing) = (*b"Code: ", []);
+        let mut prompts = [prompt(&mut code, true), prompt(&mut nothing, false)];
+        let (asked, given) = round("", &mut prompts, Some(&["123", "é"]));
+        assert_eq!(asked.prompts, [("Code: ".to_owned(), true), (String::new(), false)]);
+        assert_eq!(given, ["123", "é"]);
+        // Nobody answers, or more than was asked.
+        let (_, given) = round("", &mut prompts, None);
+        assert_eq!(given, ["", ""]);
+        let (_, given) = round("", &mut prompts[..1], Some(&["1", "2"]));
+        assert_eq!(given, ["1"]);
+    }
+}
