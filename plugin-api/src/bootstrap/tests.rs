@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
+use rustix::process::PidfdFlags;
+
 use super::*;
 use crate::destination::Destination;
 use crate::message::{HostMessage, PluginMessage, Verdict, VerdictKind, Via};
@@ -406,4 +408,29 @@ fn a_server_that_was_not_told_to_stay_is_an_error() {
     let error = launch(&cut, &request(Some(&server), &[]), Tunnel::Never, &caller).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unreachable, "{error:?}");
     assert!(!cut.shell.server_is_running());
+}
+
+#[test]
+fn a_server_that_never_says_its_pid_is_ended_too() {
+    for program in SHELLS {
+        let shell = Shell::new(program);
+        let (key, home) = ("0f".repeat(32), shell.home.path().display());
+        let script = format!(
+            "#!/bin/sh\nsetsid sh -c 'echo $$ > {home}/new; mv {home}/new {home}/pid; \
+             exec sleep 1000' </dev/null >/dev/null 2>&1 &\n\
+             while [ ! -e {home}/pid ]; do :; done\necho; echo distant://:{key}@127.0.0.1:4242\n"
+        );
+        let server = shell.file("distant", &script, 0o755);
+        let (caller, _) = host(vec![unreachable(), unreachable()], false);
+        let error = launch(&shell, &request(Some(&server), &[]), Tunnel::Auto, &caller);
+        assert_eq!(error.unwrap_err().kind, ErrorKind::PortUnreachable);
+        // A killed process takes a moment to end where there is no time.
+        let pid = fs::read_to_string(shell.home.path().join("pid")).unwrap();
+        let pid = rustix::process::Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
+        if let Ok(process) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+            let limit = Timespec { tv_sec: 5, tv_nsec: 0 };
+            let mut fds = [PollFd::new(&process, PollFlags::IN)];
+            assert_eq!(rustix::event::poll(&mut fds, Some(&limit)), Ok(1), "{program}");
+        }
+    }
 }
