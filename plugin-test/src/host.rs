@@ -696,12 +696,13 @@ impl Play<'_> {
 
     /// Looks at what is left once the launch has given its result.
     fn settle(mut self, talk: &mut Talk, connected: bool) {
-        self.worker.stdin = None;
         let gave_result = matches!(talk.ending, Ending::Done | Ending::Error(_));
+        // It has said that it is over, so it ends without being told.
         if gave_result && self.worker.end(GRACE).is_none() {
             let text = format!("it gave its result, and went on running for {} s", GRACE.as_secs());
             talk.ending = Ending::Timeout(text);
         }
+        self.worker.stdin = None;
         match self.worker.next(Instant::now()) {
             Heard::Message(_, text) | Heard::Junk(text) => talk.afterwards = Some(short(&text)),
             Heard::End | Heard::Deadline => {}

@@ -60,10 +60,10 @@ fn serve(arguments: &[Cow<'_, str>]) -> Option<ExitCode> {
     if arguments.iter().any(|it| it == "--detached") {
         rustix::process::setsid().ok()?;
     }
-    // Any other address may be one of another machine, as far as this one knows.
+    // As the real one does where nobody says more: on all addresses.
     let host: IpAddr = value(arguments, "--host")
         .and_then(|host| host.parse().ok())
-        .unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        .unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     let listener = TcpListener::bind((host, 0)).ok()?;
     let lonely = value(arguments, "--shutdown")
         .and_then(|rule| rule.strip_prefix("lonely="))
