@@ -27,4 +27,5 @@ mod soak;
 mod spawn;
 mod ssh;
 mod support;
+mod templates;
 mod timings;

@@ -4,6 +4,7 @@
 //! says is true of a manager with the same configuration and the same `--plugin` flags.
 
 mod manage;
+mod new;
 mod test;
 
 use std::fmt::Write as _;
@@ -48,6 +49,8 @@ enum Command {
     Doctor(manage::Doctor),
     /// Try out everything that a host and its users could do to a plugin: for its author
     Test(test::Test),
+    /// Write a project for a plugin, which builds, passes its tests and launches
+    New(new::New),
 }
 
 #[derive(Debug, Clone, Copy, Args)]
@@ -94,6 +97,7 @@ impl Arguments {
             Command::Remove(it) => &it.output,
             Command::Doctor(it) => &it.output,
             Command::Test(it) => &it.output,
+            Command::New(it) => &it.output,
         };
         if output.json {
             Format::Json
@@ -114,6 +118,9 @@ pub(crate) fn run(arguments: Arguments, context: &Context) -> Result<ExitCode, F
         let is_good = test::run(it, context)?;
         return Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
+    if let Command::New(it) = &arguments.command {
+        return new::run(it, context).map(|()| ExitCode::SUCCESS);
+    }
     let registry = Registry::new(context.plugins(&arguments.plugins)?);
     let is_well = context.run(async {
         let result = match &arguments.command {
@@ -123,8 +130,8 @@ pub(crate) fn run(arguments: Arguments, context: &Context) -> Result<ExitCode, F
             Command::Add(it) => manage::add(&registry, it, context).await.map(|()| true),
             Command::Remove(it) => manage::remove(&registry, it, context).await.map(|()| true),
             Command::Doctor(it) => manage::doctor(&registry, it, context).await,
-            // It has been run above, as it needs no registry.
-            Command::Test(_) => Ok(true),
+            // They have been run above, as they need no registry.
+            Command::Test(_) | Command::New(_) => Ok(true),
         };
         // A worker that was asked something may still be ending.
         registry.workers_gone().await;
