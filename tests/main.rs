@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "this is all test code")]
 
 mod abi;
+mod complete;
 mod docs;
 mod examples;
 mod executable;

@@ -11,7 +11,7 @@ use distant_plugin_api::destination::Destination;
 use distant_plugin_api::message::BindServer;
 use distant_plugin_api::secret::Secret;
 
-use super::{plugin, server};
+use super::{complete, plugin, server};
 use crate::paths;
 
 /// Operate on a remote computer through file and process manipulation
@@ -91,6 +91,11 @@ pub(crate) enum Command {
     Server(server::Arguments),
     /// Show and choose the plugins that launch servers
     Plugin(plugin::Arguments),
+    /// Print what makes a shell complete the commands of this program
+    Completions(complete::Completions),
+    /// Print what may follow on a command line
+    #[command(hide = true)]
+    Complete(complete::Complete),
     /// Runs one plugin for one launch
     #[command(hide = true)]
     PluginWorker(PluginWorker),
@@ -244,13 +249,16 @@ pub(crate) struct Launch {
         missing_docs,
         reason = "explained below the flags, which are those of the launch page"
     )]
-    #[arg(value_parser = parse_secret)]
-    pub(crate) destination: Secret,
+    #[arg(value_parser = parse_secret, required = true)]
+    pub(crate) destination: Option<Secret>,
+    /// Show the options of a scheme instead; with `--options backend=NAME`, those of that plugin
+    #[arg(long, value_name = "SCHEME", hide = true, conflicts_with = "destination")]
+    pub(crate) help_options: Option<String>,
 }
 
 const LAUNCH_HELP: &str = "\
 A destination is [scheme://][user@]host[:port]; without a scheme it is ssh.
-`distant plugin list` shows the schemes, `distant plugin info <NAME>` the options of a plugin.
+`distant plugin list` shows the schemes, `distant launch --help-options <SCHEME>` the options of one.
 
 Examples:
   distant launch manager://localhost

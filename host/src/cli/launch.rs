@@ -34,7 +34,18 @@ const DEFAULT_SCHEME: &str = "ssh";
 ///
 /// The command line is wrong, or whatever the manager says.
 pub(crate) fn run(arguments: &Launch, context: &Context) -> Result<ExitCode, Failure> {
-    let mut destination = parse_destination(&arguments.destination)?;
+    if let Some(scheme) = &arguments.help_options {
+        return super::plugin::help_options(
+            scheme,
+            &parse_options(&arguments.options, "--options")?,
+            context,
+        );
+    }
+    let mut destination = match &arguments.destination {
+        Some(destination) => parse_destination(destination)?,
+        // Only `--help-options` goes without one.
+        None => return Err(Failure::usage("there is no destination")),
+    };
     let options = effective_options(arguments, &context.config.client.launch)?;
     destination.scheme.get_or_insert_with(|| DEFAULT_SCHEME.to_owned());
     if destination.password.take().is_some() {

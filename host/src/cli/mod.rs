@@ -7,6 +7,7 @@ mod api;
 pub(crate) mod arguments;
 mod cache;
 mod channel;
+mod complete;
 pub(crate) mod config;
 mod connect;
 mod json;
@@ -260,6 +261,8 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Failure> {
     match command {
         Command::Server(arguments) => server::run(arguments, context),
         Command::Plugin(arguments) => plugin::run(arguments, context),
+        Command::Completions(arguments) => complete::script(&arguments, context),
+        Command::Complete(arguments) => complete::run(arguments, context),
         Command::Api(arguments) => api::run(&arguments, context),
         Command::Connect(arguments) => connect::run(&arguments, context),
         Command::Launch(arguments) => launch::run(&arguments, context),

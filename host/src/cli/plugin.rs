@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use distant_plugin_api::message::ErrorKind;
-use distant_plugin_api::options::OptionSchema;
+use distant_plugin_api::options::{OptionSchema, Options, Schema};
 use distant_plugin_api::{LaunchError, Manifest};
 use serde_json::json;
 
@@ -187,6 +187,53 @@ async fn choose(
     let name = &entry.name;
     let line = format!("`{name}` serves `{scheme}` from the next launch on, as `{config}` says");
     context.terminal.line(&sanitise(&line))
+}
+
+/// `distant launch --help-options SCHEME`: what `--options` takes for a scheme.
+///
+/// # Errors
+///
+/// Nobody serves the scheme, or not the `backend` among the options.
+pub(crate) fn help_options(
+    scheme: &str,
+    given: &Options,
+    context: &Context,
+) -> Result<ExitCode, Failure> {
+    let scheme = scheme.to_lowercase();
+    let scheme = scheme.trim_end_matches("://");
+    let registry = Registry::new(context.plugins(&NamedPlugins { named: Vec::new() })?);
+    context.run(async {
+        let entry = registry.resolve(scheme, options::backend(given, scheme)).await;
+        registry.workers_gone().await;
+        let entry = entry?;
+        let schema = options::schema(&entry);
+        let terminal = &context.terminal;
+        if terminal.format() == Format::Json {
+            let shown = json!({"scheme": scheme, "plugin": entry.name, "options": schema});
+            return Ok(terminal.json(&shown)?);
+        }
+        Ok(terminal.bytes(option_table(&schema).as_bytes())?)
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A line for each option: its name, what it may be, its default, what it means.
+fn option_table(schema: &Schema) -> String {
+    let mut rows = vec![["OPTION", "TYPE", "DEFAULT", "MEANING"].map(str::to_owned)];
+    rows.extend(schema.0.iter().map(|option| {
+        let default = match &option.default {
+            Some(_) if option.secret => "(secret)",
+            Some(default) => default,
+            None => "-",
+        };
+        [&option.name, &option.kind.to_string(), default, &option.help].map(|it| sanitise(it))
+    }));
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let [first, second, third] = [0, 1, 2].map(|column| width(column).unwrap_or(0));
+    let line = |[name, kind, default, help]: &[String; 4]| {
+        format!("{name:first$}  {kind:second$}  {default:third$}  {help}\n")
+    };
+    rows.iter().map(line).collect()
 }
 
 fn unknown(all: &[Listed], name: &str) -> LaunchError {
