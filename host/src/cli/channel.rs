@@ -11,9 +11,11 @@ use tokio::sync::mpsc;
 use super::cache::Cache;
 use super::manager_client::{extension, gone, read, unexpected, ManagerClient};
 use super::terminal;
+use crate::wire::channel;
 use crate::wire::client::Replies;
+use crate::wire::envelope::Request;
 use crate::wire::message::{
-    Header, ManagerExtension, ManagerRequest, ManagerResponse, UntypedRequest, UntypedResponse,
+    Header, ManagerExtension, ManagerRequest, ManagerResponse, UntypedResponse,
 };
 
 /// The connection to use: the one that was named, or the selected one.
@@ -76,9 +78,8 @@ impl Sender<'_> {
     ) -> Result<(), LaunchError> {
         let payload = rmp_serde::to_vec_named(payload)
             .map_err(|error| terminal::from_error("cannot write a request", &error))?;
-        let request = UntypedRequest { header, id, payload: payload.into() };
-        let complaint =
-            self.manager.send(&ManagerRequest::Channel { id: self.id, request }).await?;
+        let request = Request { header, id, payload: payload.into() };
+        let complaint = self.manager.send_bytes(channel::request(self.id, &request)).await?;
         // The receiver may be gone, and then nobody wants to know.
         let _ = self.complaints.send(complaint);
         Ok(())
@@ -119,6 +120,9 @@ impl Receiver {
             tokio::select! {
                 reply = self.replies.next() => {
                     let reply = reply.ok_or_else(gone)?;
+                    if let Some(Ok((_, response))) = channel::parse_response(&reply.payload) {
+                        return Ok(Some(response.into()));
+                    }
                     match read(&reply)? {
                         ManagerResponse::Channel { response, .. } => return Ok(Some(response)),
                         ManagerResponse::ChannelClosed { .. } => {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use distant_plugin_api::message::ErrorKind;
 use distant_plugin_api::LaunchError;
 
@@ -81,12 +82,28 @@ impl ManagerClient {
         self.send_with(request, &self.extension).await
     }
 
+    /// Sends a request that is written already.
+    ///
+    /// # Errors
+    ///
+    /// The manager is gone.
+    pub(crate) async fn send_bytes(&self, payload: Bytes) -> Result<Replies, LaunchError> {
+        self.send_envelope(Request { payload, ..Request::new(&()) }, &self.extension).await
+    }
+
     async fn send_with(
         &self,
         request: &ManagerRequest,
         extension: &ClientExtension,
     ) -> Result<Replies, LaunchError> {
-        let mut envelope = Request::new(request);
+        self.send_envelope(Request::new(request), extension).await
+    }
+
+    async fn send_envelope(
+        &self,
+        mut envelope: Request,
+        extension: &ClientExtension,
+    ) -> Result<Replies, LaunchError> {
         let extension = serde_json::to_value(extension)
             .map_err(|error| terminal::from_error("cannot write a request", &error))?;
         envelope.header.insert(EXTENSION.to_owned(), extension);

@@ -3,7 +3,7 @@
 //! Its methods are called one by one with a reply of ours, so that what they say later waits for
 //! the answer, is bounded, and ends with the client.
 
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
@@ -14,7 +14,6 @@ use distant_core::net::server::Reply;
 use distant_core::{DistantApi, DistantCtx};
 use distant_local::{Api, Config, WatchConfig};
 use distant_protocol::{Error, Msg, Request, Response, SearchId};
-use tokio::io::AsyncReadExt;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -182,13 +181,20 @@ impl Files {
 /// Reads a file that fits into an answer. distant-local reads all that comes, and of a device such
 /// as /dev/zero that is more than there is memory.
 async fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let mut data = Vec::new();
-    let file = tokio::fs::File::open(path).await?;
-    let length = file.metadata().await?.len();
-    if length <= FRAME_MAX as u64 {
-        // It may say less than it has, as those of /proc do.
-        file.take(FRAME_MAX as u64 + 1).read_to_end(&mut data).await?;
-    }
+    let path = path.to_owned();
+    // All on one thread and into one buffer: tokio's file hands each piece over by a copy.
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut data = Vec::new();
+        let file = std::fs::File::open(path)?;
+        let length = file.metadata()?.len();
+        if length <= FRAME_MAX as u64 {
+            data.reserve(length as usize + 1);
+            // It may say less than it has, as those of /proc do.
+            file.take(FRAME_MAX as u64 + 1).read_to_end(&mut data)?;
+        }
+        Ok::<_, io::Error>((data, length))
+    });
+    let (data, length) = reading.await??;
     if length.max(data.len() as u64) > FRAME_MAX as u64 {
         let words = format!("the file has more than the {FRAME_MAX} bytes that fit into an answer");
         return Err(io::Error::new(io::ErrorKind::InvalidData, words));

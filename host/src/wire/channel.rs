@@ -16,6 +16,8 @@ use super::message::Header;
 const ID: usize = 1024;
 /// Bytes that a header may have.
 const HEADER: usize = 256 * 1024;
+/// Bytes that are written and read together.
+const BLOCK: usize = 64;
 
 /// Writes the payload of a request to a manager: `request` for the server behind `channel`.
 pub fn request(channel: u32, request: &Request) -> Bytes {
@@ -53,7 +55,8 @@ fn incomplete() -> InvalidMessage {
 }
 
 fn write(name: &str, channel: u32, header: &Header, ids: &[(&str, &str)], payload: &[u8]) -> Bytes {
-    let mut out = Vec::with_capacity(128 + 2 * payload.len());
+    let long = payload.iter().filter(|byte| **byte >= 0x80).count();
+    let mut out = Vec::with_capacity(256 + payload.len() + long);
     let members = ids.len() + 1 + usize::from(!header.is_empty());
     // Writing into memory cannot fail.
     let _ = rmp::encode::write_map_len(&mut out, 3);
@@ -78,12 +81,28 @@ fn write(name: &str, channel: u32, header: &Header, ids: &[(&str, &str)], payloa
 
 fn write_numbers(out: &mut Vec<u8>, bytes: &[u8]) {
     let _ = rmp::encode::write_array_len(out, bytes.len() as u32);
-    for &byte in bytes {
-        if byte >= 0x80 {
-            out.push(Marker::U8.to_u8());
+    let mut numbers = [0; 2 * BLOCK];
+    for block in bytes.chunks(BLOCK) {
+        if is_plain(block) {
+            out.extend_from_slice(block);
+            continue;
         }
-        out.push(byte);
+        // No branch: in a file that is no text, each second one would be guessed wrong.
+        let mut at = 0;
+        for &byte in block {
+            // Where it does not belong the byte itself takes its place.
+            numbers[at] = Marker::U8.to_u8();
+            at += usize::from(byte >> 7);
+            numbers[at] = byte;
+            at += 1;
+        }
+        out.extend_from_slice(&numbers[..at]);
     }
+}
+
+/// Whether all of these bytes are numbers below 128, which are themselves on the wire.
+fn is_plain(block: &[u8]) -> bool {
+    block.iter().fold(0, |all, byte| all | byte) < 0x80
 }
 
 struct Members {
@@ -162,18 +181,36 @@ fn read_numbers(rest: &mut &[u8]) -> Result<Bytes, InvalidMessage> {
     }
     let numbers = *rest;
     let mut bytes = Vec::with_capacity(length);
+    let mut block = [0; BLOCK];
     let mut at = 0;
+    // The byte before is the marker of the next one.
+    let mut is_marked = false;
     while bytes.len() < length {
-        let mut byte = *numbers.get(at).ok_or_else(bad)?;
-        at += 1;
-        if byte >= 0x80 {
-            if byte != Marker::U8.to_u8() {
-                return Err(bad());
-            }
-            byte = *numbers.get(at).ok_or_else(bad)?;
-            at += 1;
+        // As many bytes hold no more numbers than are wanted.
+        let most = (length - bytes.len()).min(BLOCK);
+        let read = &numbers[at..numbers.len().min(at + most)];
+        if read.is_empty() {
+            return Err(bad());
         }
-        bytes.push(byte);
+        at += read.len();
+        if !is_marked && is_plain(read) {
+            bytes.extend_from_slice(read);
+            continue;
+        }
+        // No branch here either.
+        let mut count = 0;
+        let mut is_bad = false;
+        for &byte in read {
+            block[count] = byte;
+            let is_marker = !is_marked & (byte == Marker::U8.to_u8());
+            is_bad |= !is_marked & !is_marker & (byte >= 0x80);
+            count += usize::from(!is_marker);
+            is_marked = is_marker;
+        }
+        if is_bad {
+            return Err(bad());
+        }
+        bytes.extend_from_slice(&block[..count]);
     }
     *rest = &numbers[at..];
     Ok(bytes.into())

@@ -205,3 +205,21 @@ fn payloads_in_bytes_of_messagepack_are_read_too() {
     let ManagerRequest::Channel { request, .. } = by_serde else { panic!() };
     assert_eq!(&request.payload[..], &[1, 200, 3]);
 }
+
+#[test]
+fn numbers_of_every_length_are_those_of_serde() {
+    // Lengths around the blocks that are handled together, and markers across their edges.
+    for length in (0..200).chain([4095, 4096, 4097]) {
+        for (step, from) in [(1, 0), (7, 0xc0), (0, 0xcc), (0, 0x7f), (0, 0x80)] {
+            let payload = Bytes::from_iter((0..length).map(|at: usize| (at * step + from) as u8));
+            let request = UntypedRequest { header: Header::new(), id: "7".to_owned(), payload };
+            let by_serde = pack(&ManagerRequest::Channel { id: 3, request: request.clone() });
+            let by_hand = channel::request(3, &request.clone().into());
+            assert_eq!(by_hand, by_serde, "{length} {step} {from}");
+            let read = channel::parse_request(&by_hand).unwrap().unwrap();
+            assert_eq!(read, (3, request.into()), "{length} {step} {from}");
+            let cut = &by_hand[..by_hand.len() - 1];
+            assert!(matches!(channel::parse_request(cut), Some(Err(_))), "{length} {step} {from}");
+        }
+    }
+}
