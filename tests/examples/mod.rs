@@ -1,6 +1,7 @@
 //! The plugins of `examples/`, each built as its author would, installed for a user, and launched.
 
 mod chroot;
+mod docker;
 mod slurm;
 
 use std::ffi::OsString;
@@ -9,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::{programs, repository, Home, Invocation, Manager};
+use crate::support::{programs, repository, variable, Home, Invocation, Manager};
 
 /// Where what is built of the examples is kept from run to run.
 fn built(example: &str) -> PathBuf {
@@ -34,6 +35,18 @@ fn make(name: &str, goals: &[&str]) -> PathBuf {
     let done = command.output().unwrap();
     let said = String::from_utf8_lossy(&done.stderr).into_owned();
     assert!(done.status.success(), "make {goals:?} of {name}: {said}");
+    out
+}
+
+/// Runs cargo in the folder of an example, in a target folder of its own; what it needs is the same as
+/// for the product, so it is there.
+fn cargo(name: &str, words: &[&str]) -> PathBuf {
+    let out = built(name);
+    let mut command = Command::new(variable("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(words).args(["--quiet", "--locked", "--target-dir"]).arg(&out);
+    let done = command.current_dir(example(name)).output().unwrap();
+    let said = String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "cargo {words:?} of {name}: {said}");
     out
 }
 
