@@ -8,6 +8,10 @@
 //! A launch is a transaction: [`Plugin::launch`] starts a server, offers it with [`Caller::offer`]
 //! while it still holds everything it opened, and only lets go when the verdict is `connected`.
 //!
+//! Most plugins need no more than [`bootstrap`]: they say how a command is run there, as a
+//! [`Remote`](bootstrap::Remote), and [`bootstrap::launch`] does the rest. `docs/plugins.md` is the
+//! guide for authors: tutorial, every message, testing, packaging, limits and promises.
+//!
 //! # A whole plugin
 //!
 //! This one runs the server on the host's own machine. Its `Cargo.toml` has this crate as its only
@@ -145,6 +149,8 @@ pub mod bootstrap;
 mod caller;
 pub mod connect_line;
 pub mod destination;
+#[cfg(test)]
+mod documentation;
 mod error;
 #[doc(hidden)]
 pub mod export;
