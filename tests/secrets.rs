@@ -441,7 +441,11 @@ crate::ssh::each_backend! {
             files.iter().any(|(path, log)| path.ends_with(name) && contains(log, text.as_bytes()))
         };
         // What is searched is what was meant to be: full logs with the library's own words.
-        let trace = if backend == "ssh2" { "key exchange: " } else { "packet: " };
+        let trace = match backend {
+            "ssh2" => "key exchange: ",
+            "libssh" => "packet: ",
+            _ => "debug1: ",
+        };
         assert!(logged("manager.log", "DEBUG"), "no full log of the manager");
         assert!(logged("client.log", "DEBUG"), "no full log of the command line");
         assert!(logged("manager.log", trace), "no trace of the library");

@@ -9,7 +9,7 @@ use super::login::{answer, Agent};
 use super::remote::Account;
 use crate::support::{keygen, peer, programs, report, repository, Home, Invocation, Manager, Sshd};
 
-const BACKENDS: [&str; 2] = ["ssh2", "libssh"];
+const BACKENDS: [&str; 3] = ["ssh2", "libssh", "openssh"];
 
 /// A table in Markdown, made row by row.
 struct Table {
@@ -97,7 +97,7 @@ fn security_key(home: &Home) -> String {
 
 #[test]
 fn the_readme_says_which_logins_work() {
-    let mut table = Table::new(&["login", "`ssh2`", "`libssh`"]);
+    let mut table = Table::new(&["login", "`ssh2`", "`libssh`", "`openssh`"]);
     for backend in BACKENDS {
         let home = Home::new();
         let _manager = Manager::start(&home);
@@ -234,8 +234,15 @@ const CMD_STUB: &str = "#!/bin/sh\nprintf \"'sh' is not recognized as an interna
 
 #[test]
 fn the_readme_says_which_login_shells_work() {
-    let mut table =
-        Table::new(&["login shell", "`ssh2`", "`ssh2`, noisy", "`libssh`", "`libssh`, noisy"]);
+    let mut table = Table::new(&[
+        "login shell",
+        "`ssh2`",
+        "`ssh2`, noisy",
+        "`libssh`",
+        "`libssh`, noisy",
+        "`openssh`",
+        "`openssh`, noisy",
+    ]);
     let shells = [
         ("sh", "/bin/sh"),
         ("dash", "/bin/dash"),
@@ -301,7 +308,7 @@ fn the_readme_says_which_login_shells_work() {
 
 #[test]
 fn the_readme_says_what_becomes_of_a_server_that_fails() {
-    let mut table = Table::new(&["server", "`ssh2`", "`libssh`", "is said with"]);
+    let mut table = Table::new(&["server", "`ssh2`", "`libssh`", "`openssh`", "is said with"]);
     let distant = programs().distant.display().to_string();
     let released = peer().display().to_string();
     let taken = TcpListener::bind("0.0.0.0:0").unwrap();

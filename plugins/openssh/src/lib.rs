@@ -6,6 +6,7 @@
 
 mod arguments;
 mod login;
+mod process;
 mod questions;
 mod tunnel;
 mod words;

@@ -3,15 +3,12 @@
 //! Its standard error is read on a thread, as its trace says how far it is; its questions are asked
 //! while the login lasts. Whatever ends the launch ends the process.
 
-#![allow(unsafe_code, reason = "the death signal is set between fork and exec")]
-
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::os::fd::OwnedFd;
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,9 +22,9 @@ use distant_ssh::config::{Person, Settings};
 use distant_ssh::guard::system;
 use rustix::event::{eventfd, EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::pipe::{pipe_with, PipeFlags};
-use rustix::process::{pidfd_open, Pid, PidfdFlags, Signal};
 
 use crate::arguments::Arguments;
+use crate::process::{described, Process, END_LIMIT};
 use crate::questions::{Asked, Kind, Questions};
 use crate::words::{place, Speaker, Step, Words};
 use crate::{no_program, tunnel};
@@ -38,8 +35,6 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(15);
 const LOGIN_LIMIT: Duration = Duration::from_secs(60);
 /// The limit of a request to the running `ssh`.
 const FORWARD_LIMIT: Duration = Duration::from_secs(10);
-/// How long a process that has nothing to do any more may take to end, and then to obey.
-const END_LIMIT: Duration = Duration::from_millis(500);
 /// Longest line of standard error that is kept whole.
 const LINE_MAX: usize = 8 * 1024;
 
@@ -475,76 +470,5 @@ impl Heard {
             let _ = rustix::event::poll(&mut fds, left.as_ref());
             self.clear_news();
         }
-    }
-}
-
-/// A running `ssh`.
-#[derive(Clone)]
-struct Process {
-    child: Arc<Mutex<Child>>,
-    exited: Arc<OwnedFd>,
-}
-
-impl Process {
-    /// Starts it; it ends with the thread that calls this, which lives as long as the launch.
-    fn start(mut command: Command) -> io::Result<Self> {
-        let parent = rustix::process::getpid();
-        let die_with_parent = move || {
-            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-            // Whoever died before the line above sends no signal any more.
-            match rustix::process::getppid() == Some(parent) {
-                true => Ok(()),
-                false => Err(io::ErrorKind::Interrupted.into()),
-            }
-        };
-        // SAFETY: between fork and exec only what is async-signal-safe may happen; the closure
-        // makes two system calls and allocates nothing.
-        unsafe { command.pre_exec(die_with_parent) };
-        let mut child = command.spawn()?;
-        match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
-            Ok(exited) => Ok(Self { child: Arc::new(Mutex::new(child)), exited: Arc::new(exited) }),
-            Err(error) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                Err(error.into())
-            }
-        }
-    }
-
-    /// How it ended, if it does in time.
-    fn ends_within(&self, limit: Duration) -> Option<ExitStatus> {
-        let limit = Timespec::try_from(limit).ok();
-        let exited = self.exited.as_fd();
-        // An interruption only makes it shorter.
-        let _ = rustix::event::poll(&mut [PollFd::new(&exited, PollFlags::IN)], limit.as_ref());
-        lock(&self.child).try_wait().ok().flatten()
-    }
-
-    fn signal(&self, signal: Signal) {
-        // Fails for one that has ended.
-        let _ = rustix::process::pidfd_send_signal(self.exited.as_fd(), signal);
-    }
-
-    fn kill(&self) {
-        self.signal(Signal::KILL);
-    }
-
-    /// Ends it, after it had the time to end by itself.
-    fn end(&self, by_itself: bool) {
-        if by_itself && self.ends_within(END_LIMIT).is_some() {
-            return;
-        }
-        self.signal(Signal::TERM);
-        if self.ends_within(END_LIMIT).is_none() {
-            self.kill();
-            let _ = lock(&self.child).wait();
-        }
-    }
-}
-
-fn described(status: ExitStatus) -> String {
-    match status.signal() {
-        Some(signal) => format!("signal {signal}"),
-        None => format!("status {}", status.code().unwrap_or_default()),
     }
 }
