@@ -120,6 +120,8 @@ pub const START_LIMIT: Duration = Duration::from_secs(15);
 
 /// How long a server that has said its connect line may take to say the rest.
 const PROOF_LIMIT: Duration = Duration::from_secs(1);
+/// How long the last words may take that come by another way than the output, whose end has come.
+const WORDS_LIMIT: Duration = Duration::from_secs(1);
 /// How long a killed server may take until the launch ends without waiting for the news of it.
 const KILL_LIMIT: Duration = Duration::from_secs(3);
 /// How long the command may take to say that it has heard `keep`. Nobody waits for that but the
@@ -294,7 +296,10 @@ impl Found {
                 Woken::Data => {}
                 Woken::Deadline if self.line.is_some() => return Ok(()),
                 Woken::Deadline => return Err(self.silence(place, limit, watch)),
-                Woken::End => return Err(self.failure(place, &request.server, watch)),
+                Woken::End => {
+                    watch.drain(WORDS_LIMIT);
+                    return Err(self.failure(place, &request.server, watch));
+                }
             }
         }
     }
@@ -507,11 +512,7 @@ impl Watch {
                 caller.check()?;
             }
             if self.stderr.is_some() && ready[1] {
-                let count = read_some(&mut self.stderr, &mut self.errors);
-                self.total += count;
-                while let Some(line) = take_line(&mut self.errors) {
-                    remember(&mut self.noise, &line);
-                }
+                self.hear_complaints();
             }
             if ready[0] {
                 let count = read_some(&mut self.stdout, &mut self.pending);
@@ -521,6 +522,29 @@ impl Watch {
             if self.total > OUTPUT_MAX {
                 return Ok(Woken::Data);
             }
+        }
+    }
+
+    /// Reads the complaints until their end, at most for this long: something that the command left
+    /// behind may keep them open.
+    fn drain(&mut self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        while let Some(stderr) = &self.stderr {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let mut fds = [PollFd::new(stderr, PollFlags::IN)];
+            match rustix::event::poll(&mut fds, Timespec::try_from(left).ok().as_ref()) {
+                Err(rustix::io::Errno::INTR) => {}
+                Ok(1..) if self.total <= OUTPUT_MAX => self.hear_complaints(),
+                _ => return,
+            }
+        }
+    }
+
+    fn hear_complaints(&mut self) {
+        let count = read_some(&mut self.stderr, &mut self.errors);
+        self.total += count;
+        while let Some(line) = take_line(&mut self.errors) {
+            remember(&mut self.noise, &line);
         }
     }
 

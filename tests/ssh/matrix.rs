@@ -150,8 +150,15 @@ fn keys(table: &mut Table, home: &Home, backend: &str) {
     }
     let handle = security_key(home);
     let (_, end) = answer(with_key(&sshd, home, backend, Path::new(&handle)), &[]);
-    assert!(end.to_string().contains("sk-ssh-ed25519@openssh.com"), "{end}");
-    table.add("key, in a security key (sk-*)", [outcome(&end)]);
+    let cell = match backend {
+        // It would ask a device, of which there is none.
+        "openssh" => "left to `ssh`".to_owned(),
+        _ => {
+            assert!(end.to_string().contains("sk-ssh-ed25519@openssh.com"), "{end}");
+            outcome(&end)
+        }
+    };
+    table.add("key, in a security key (sk-*)", [cell]);
 }
 
 fn certificates_and_agents(table: &mut Table, home: &Home, backend: &str) {

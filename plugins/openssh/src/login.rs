@@ -35,6 +35,8 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(15);
 const LOGIN_LIMIT: Duration = Duration::from_secs(60);
 /// The limit of a request to the running `ssh`.
 const FORWARD_LIMIT: Duration = Duration::from_secs(10);
+/// How long one that has closed its output may take to say how the command ended.
+const STATUS_LIMIT: Duration = Duration::from_secs(2);
 /// Longest line of standard error that is kept whole.
 const LINE_MAX: usize = 8 * 1024;
 
@@ -152,7 +154,7 @@ impl<'a> Login<'a> {
             stdout: stdout.ok_or_else(missing)?.into(),
             stderr: rest,
             ending: Box::new(move || {
-                let status = ending.ends_within(END_LIMIT)?;
+                let status = ending.ends_within(STATUS_LIMIT)?;
                 Some(described(status))
             }),
         };
