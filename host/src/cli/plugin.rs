@@ -226,7 +226,7 @@ fn option_table(schema: &Schema) -> String {
             Some(default) => default,
             None => "-",
         };
-        [&option.name, &option.kind.to_string(), default, &option.help].map(|it| sanitise(it))
+        [&option.name, &option.kind.to_string(), default, &option.help].map(sanitise)
     }));
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let [first, second, third] = [0, 1, 2].map(|column| width(column).unwrap_or(0));
