@@ -192,8 +192,11 @@ async fn read<S: Socket>(
             Err(error) => return End::lost(Some(error)),
         };
         watch.set(Some(Instant::now()));
-        // It goes on, so it has got the new password.
-        identity.passwords.truncate(1);
+        // It goes on, so it has got the new password. One that is not ours sends again what was
+        // lost before it takes that, and may go back to the old one.
+        if identity.is_ours {
+            identity.passwords.truncate(1);
+        }
         if content.is_empty() {
             continue;
         }

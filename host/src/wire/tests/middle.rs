@@ -26,7 +26,7 @@ pub(super) async fn greet_as_client(socket: TcpStream) -> Stream<TcpStream> {
 }
 
 /// Does what a server does up to the encryption.
-async fn greet_as_server(socket: TcpStream) -> Stream<TcpStream> {
+pub(super) async fn greet_as_server(socket: TcpStream) -> Stream<TcpStream> {
     let mut stream = Stream::new(socket, LIMIT);
     stream.writing.put_raw(&version());
     stream.writing.put_message(&Offer {

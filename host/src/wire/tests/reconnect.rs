@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::wire::client::Status;
-use crate::wire::handshake::{Connect, Exchange};
+use crate::wire::envelope::Response;
+use crate::wire::handshake::{Connect, Counters, Exchange, ExchangeHalf, METHOD_KEY};
+use crate::wire::message::{Authentication, AuthenticationResponse};
 
 async fn closed(client: &Client) -> String {
     let mut status = client.status();
@@ -160,4 +162,68 @@ async fn a_password_that_has_to_be_proved_is_not_taken_as_it_is() {
     let socket = TcpStream::connect(server.address).await.unwrap();
     let Established { identity, .. } = establish(socket, &proof(), &mut (), None).await.unwrap();
     assert!(!takes_up(server.address, &identity, identity.passwords[0].expose()).await);
+}
+
+/// A released server takes the new password only once it has sent all again that was lost. Where
+/// its socket does not take that at once, or breaks, it goes on with the old one, although some of
+/// it has arrived by then.
+#[tokio::test]
+async fn the_old_password_is_kept_for_a_released_server_that_gives_an_attempt_up() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let accept = async || {
+        let (socket, _) = within(listener.accept()).await.unwrap();
+        middle::greet_as_server(socket).await
+    };
+    let reply =
+        |id: &str| Response::new(Header::new(), id, pack(&message("reply", "")).into()).to_frame();
+
+    let options = ClientOptions { back_off: Duration::from_millis(1), ..sent_key() };
+    let connecting = tokio::spawn(async move { Client::connect_tcp(&[address], options).await });
+    let mut stream = accept().await;
+    let _: Connect = stream.expect_message().await.unwrap();
+    stream.writing.put_message(&7_u32);
+    let methods = vec![METHOD_KEY.to_owned()];
+    stream.writing.put_message(&Authentication::Initialization { methods });
+    stream.writing.put_message(&Authentication::Finished);
+    let exchange = Exchange::new();
+    stream.writing.put_message(&exchange.half());
+    stream.writing.flush().await.unwrap();
+    for _ in 0..2 {
+        let _: AuthenticationResponse = stream.expect_message().await.unwrap();
+    }
+    let theirs: ExchangeHalf = stream.expect_message().await.unwrap();
+    let password = exchange.finish(&theirs).unwrap();
+    let request = Request::from_frame(&stream.expect().await.unwrap()).unwrap();
+    stream.writing.put(&reply(&request.id));
+    stream.writing.flush().await.unwrap();
+    let client = within(connecting).await.unwrap().unwrap();
+    let (sent, received) = (stream.writing.sent, stream.reading.received);
+    drop(stream);
+
+    let mut taken_up = Vec::new();
+    while taken_up.len() < 2 {
+        let mut stream = accept().await;
+        let Connect::Reconnect { otp, .. } = stream.expect_message().await.unwrap() else {
+            panic!("it has forgotten its connection")
+        };
+        if !password.is(&otp) {
+            continue;
+        }
+        stream.writing.put_message(&Exchange::new().half());
+        stream.writing.put_message::<Counters>(&(sent + 1, received, 1));
+        if taken_up.is_empty() {
+            stream.writing.put(&reply("nobody"));
+        }
+        stream.writing.flush().await.unwrap();
+        let _: ExchangeHalf = stream.expect_message().await.unwrap();
+        let (_, got, _): Counters = stream.expect_message().await.unwrap();
+        taken_up.push(got);
+        if taken_up.len() == 2 {
+            let mut status = client.status();
+            within(status.wait_for(|status| *status == Status::Connected)).await.unwrap();
+        }
+    }
+    // What arrived in the attempt that was given up counts.
+    assert_eq!(taken_up, [sent, sent + 1]);
 }
