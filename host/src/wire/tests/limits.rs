@@ -1,7 +1,5 @@
 //! What one end lets the other have: time, places, bytes, wake-ups.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -173,24 +171,22 @@ async fn requests_of_one_connection_wait_for_a_place() {
 fn a_thread_that_sends_waits_for_room() {
     let outbox = Arc::new(Outbox::new(0, 0));
     let frame = Bytes::from(vec![0; 600_000]);
-    let has_sent = Arc::new(AtomicBool::new(false));
+    let (sent, is_sent) = std::sync::mpsc::channel();
     outbox.push_blocking(&frame).unwrap();
     outbox.push_blocking(&frame).unwrap();
     assert_eq!(outbox.try_push(&frame), Err(Refused::Full));
     let thread = {
-        let (outbox, has_sent) = (Arc::clone(&outbox), Arc::clone(&has_sent));
+        let outbox = Arc::clone(&outbox);
         std::thread::spawn(move || {
             outbox.push_blocking(&frame).unwrap();
-            has_sent.store(true, Ordering::SeqCst);
+            sent.send(()).unwrap();
             // Full again: this wait ends with the connection.
             outbox.push_blocking(&frame).unwrap_err();
         })
     };
-    assert!(!has_sent.load(Ordering::SeqCst));
+    assert!(is_sent.try_recv().is_err());
     assert_eq!(outbox.take(1).len(), 1);
-    while !has_sent.load(Ordering::SeqCst) {
-        std::thread::yield_now();
-    }
+    is_sent.recv_timeout(DEADLINE).unwrap();
     outbox.close();
     thread.join().unwrap();
 }
