@@ -1,8 +1,11 @@
 //! Commands that run over a connection as if they ran here: `… | distant spawn -- COMMAND`.
 
+use std::fs;
+use std::path::PathBuf;
+
 use serde_json::{json, Value};
 
-use crate::support::{Home, Manager, Running, Server, Signal};
+use crate::support::{eventually, Home, Manager, Running, Server, Signal};
 
 /// A home whose selected connection leads to a server of ours.
 fn launched() -> (Home, Manager) {
@@ -87,4 +90,42 @@ fn a_0_20_server_takes_the_input_and_never_hears_of_its_end() {
     assert_eq!(endless.line(), "one");
     endless.signal(Signal::INT);
     endless.finish().code(130);
+}
+
+/// Starts `distant` with a standard output that nobody reads, waits until it is full, and ends it.
+fn ended_while_nobody_reads(home: &Home, arguments: &str, input: &str) {
+    let script = format!(
+        "exec 5<&0; mkfifo full; exec 4<>full; \"$0\" {arguments} >&4 & echo $!; wait $!; echo \"ended $?\""
+    );
+    let ours = crate::support::programs().distant.clone();
+    let mut shell = home.program("sh", ["-c".as_ref(), script.as_ref(), ours.as_os_str()]).start();
+    let pid: u32 = shell.line().parse().unwrap();
+    input.lines().for_each(|line| shell.say(line));
+    let is_stuck = |task: PathBuf| {
+        fs::read_to_string(task.join("wchan")).is_ok_and(|at| at.contains("pipe_write"))
+    };
+    eventually("a full pipe", || {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+        let tasks =
+            tasks.unwrap_or_else(|_| panic!("{arguments} ended: {}", shell.told())).flatten();
+        tasks.map(|task| task.path()).any(is_stuck).then_some(())
+    });
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap(),
+        rustix::process::Signal::TERM,
+    )
+    .unwrap();
+    assert_eq!(shell.line(), "ended 143");
+    shell.finish().success();
+    fs::remove_file(home.path("full")).unwrap();
+}
+
+#[test]
+fn a_command_line_can_be_ended_while_nobody_reads_what_it_writes() {
+    let (home, _manager) = launched();
+    ended_while_nobody_reads(&home, "spawn -- yes", "");
+    let request = json!({"type": "proc_spawn", "cmd": "yes", "environment": {}});
+    let spawn = json!({"id": "1", "payload": request});
+    let greeting = json!({"type": "auth_initialization_response", "methods": ["none"]});
+    ended_while_nobody_reads(&home, "api <&5", &format!("{greeting}\n{spawn}\n"));
 }

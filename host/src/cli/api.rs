@@ -174,7 +174,8 @@ async fn write_lines(
                 }
                 Some(Event::Wrong { id: Some(id), error }) => {
                     let kind = protocol::ErrorKind::InvalidInput;
-                    terminal.json(&own_reply(id, kind, error.one_line().into_owned()))?;
+                    let reply = own_reply(id, kind, error.one_line().into_owned());
+                    terminal.stream_json(&reply).await?;
                 }
                 Some(Event::Wrong { id: None, error }) => terminal.warn(&error.one_line()),
                 None => reading = false,
@@ -182,7 +183,7 @@ async fn write_lines(
             response = receiver.next() => match response? {
                 Some(response) => {
                     pending.remove(&response.origin_id);
-                    terminal.json(&reply(response))?;
+                    terminal.stream_json(&reply(response)).await?;
                 }
                 None => {
                     let message = "the manager closed the channel";
@@ -197,7 +198,8 @@ async fn write_lines(
                 for id in ids {
                     pending.remove(&id);
                     let text = format!("no response within {:?}", timeout.unwrap_or_default());
-                    terminal.json(&own_reply(id, protocol::ErrorKind::TimedOut, text))?;
+                    let reply = own_reply(id, protocol::ErrorKind::TimedOut, text);
+                    terminal.stream_json(&reply).await?;
                 }
             }
         }

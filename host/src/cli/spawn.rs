@@ -248,15 +248,15 @@ impl<'a> Program<'a> {
             };
             match message {
                 (_, Response::ProcStdout { data, .. }) => match &mut translator {
-                    None => terminal.bytes(&data)?,
+                    None => terminal.stream(data).await?,
                     Some(translator) => {
                         let translated = translator.translate(&data).map_err(|error| {
                             terminal::from_error("the program's output is wrong", &error)
                         })?;
-                        terminal.bytes(&translated)?;
+                        terminal.stream(translated).await?;
                     }
                 },
-                (_, Response::ProcStderr { data, .. }) => terminal.raw_error_bytes(&data),
+                (_, Response::ProcStderr { data, .. }) => terminal.stream_error(data).await,
                 (_, Response::ProcDone { success, code: given, .. }) => {
                     code = Some(exit_code(success, given));
                     send(self.sender, LAST, &Request::Version {}).await?;

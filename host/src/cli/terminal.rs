@@ -58,9 +58,40 @@ impl Terminal {
             let mut stdout = io::stdout().lock();
             stdout.write_all(bytes).and_then(|()| stdout.flush())
         })
-        .map_err(|error| {
-            LaunchError::new(ErrorKind::Other, "cannot write to standard output").because(&error)
-        })
+        .map_err(|error| unwritable(&error))
+    }
+
+    /// Writes a part of a stream to standard output at once, as it is. While nobody takes it, this
+    /// waits and everything else goes on: signals, and what comes from the other side.
+    ///
+    /// # Errors
+    ///
+    /// Nobody reads it any more, or the disk is full.
+    ///
+    /// # Cancellation
+    ///
+    /// Some of it may still be written.
+    pub(crate) async fn stream(&self, bytes: Vec<u8>) -> Result<(), LaunchError> {
+        self.finish_progress();
+        let written = write_aside(bytes, || io::stdout().lock()).await;
+        written.map_err(|error| unwritable(&error))
+    }
+
+    /// Writes a value as one line of JSON to standard output, as [`Self::stream`] does.
+    ///
+    /// # Errors
+    ///
+    /// Nobody reads it any more, or the disk is full.
+    pub(crate) async fn stream_json<T: Serialize>(&self, value: &T) -> Result<(), LaunchError> {
+        self.stream(json_line(value)?).await
+    }
+
+    /// Writes a part of the error stream of a remote process, which the person asked for, to standard
+    /// error, as [`Self::stream`] does.
+    pub(crate) async fn stream_error(&self, bytes: Vec<u8>) {
+        self.finish_progress();
+        // Nobody is left to be told.
+        let _ = write_aside(bytes, || io::stderr().lock()).await;
     }
 
     /// Writes a value as one line of JSON to standard output.
@@ -69,21 +100,7 @@ impl Terminal {
     ///
     /// Nobody reads it, or the disk is full.
     pub(crate) fn json<T: Serialize>(&self, value: &T) -> Result<(), LaunchError> {
-        let mut line = serde_json::to_vec(value).map_err(|error| {
-            LaunchError::new(ErrorKind::Other, "cannot write a result as JSON").because(&error)
-        })?;
-        line.push(b'\n');
-        self.bytes(&line)
-    }
-
-    /// Writes bytes for people to standard error at once, as they are: the output of a remote
-    /// process, which the person asked for.
-    pub(crate) fn raw_error_bytes(&self, bytes: &[u8]) {
-        self.without_spinner(|| {
-            let mut stderr = io::stderr().lock();
-            // Nobody is left to be told.
-            let _ = stderr.write_all(bytes).and_then(|()| stderr.flush());
-        });
+        self.bytes(&json_line(value)?)
     }
 
     /// Says why the command failed: what, why, what to try. In JSON format a line on standard
@@ -162,6 +179,30 @@ impl Terminal {
     fn spinner(&self) -> std::sync::MutexGuard<'_, Option<ProgressBar>> {
         self.spinner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn unwritable(error: &io::Error) -> LaunchError {
+    LaunchError::new(ErrorKind::Other, "cannot write to standard output").because(error)
+}
+
+fn json_line<T: Serialize>(value: &T) -> Result<Vec<u8>, LaunchError> {
+    let mut line = serde_json::to_vec(value).map_err(|error| {
+        LaunchError::new(ErrorKind::Other, "cannot write a result as JSON").because(&error)
+    })?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// Writes where a reader that takes nothing keeps only that thread waiting.
+async fn write_aside<W: Write>(
+    bytes: Vec<u8>,
+    stream: impl FnOnce() -> W + Send + 'static,
+) -> io::Result<()> {
+    let write = move || {
+        let mut stream = stream();
+        stream.write_all(&bytes).and_then(|()| stream.flush())
+    };
+    tokio::task::spawn_blocking(write).await.map_err(io::Error::other)?
 }
 
 /// Writes what is wrong with the command line, or its help, as clap words it.
