@@ -369,3 +369,54 @@ fn a_plugin_that_may_not_be_read_is_listed_with_the_command_that_mends_it() {
     let it = all.as_array().unwrap().iter().find(|it| it["name"] == "closed").unwrap();
     assert_eq!(it["state"], "used", "{it}");
 }
+
+#[test]
+fn a_plugin_that_is_updated_during_a_launch_does_not_disturb_it() {
+    let home = Home::new();
+    let manager = Manager::start(&home);
+    // A library, which the launch has mapped, and a script, which its shell is still reading.
+    let library = |variant: &str| {
+        let built = c_plugin(&home, "hostile.c", variant);
+        let renamed = home.path("libdistant_plugin_hostile.so");
+        fs::rename(built, &renamed).unwrap();
+        renamed
+    };
+    let asking = |word: &str| {
+        let text = format!(
+            "#!/bin/sh\n\
+             say() {{ printf '%s\\n' \"$1\"; }}\n\
+             say '{{\"type\":\"hello\",\"protocol\":[1,1],\
+             \"manifest\":{{\"name\":\"asking\",\"schemes\":[\"asking\"]}}}}'\n\
+             read hello && read launch || exit\n\
+             say '{{\"type\":\"ask\",\"id\":1,\"verification\":{{\"kind\":\"host\",\"text\":\"Sure?\"}}}}'\n\
+             read answer\n\
+             # {word}\n\
+             say '{{\"type\":\"error\",\"kind\":\"other\",\"message\":\"{word}\"}}'\n"
+        );
+        home.script("distant-plugin-asking", &text)
+    };
+    let check = |first: PathBuf, second: &dyn Fn() -> PathBuf, destination: &str| {
+        add(&home, &first).success();
+        let launch = ["launch", destination, "--format", "json"];
+        let options = ["--options", "variant=asks"];
+        let options = if destination.starts_with("hostile") { &options[..] } else { &[] };
+        let mut launch = home.ours(launch.iter().chain(options)).start();
+        launch.say(r#"{"type":"auth_initialization_response","methods":["none"]}"#);
+        while launch.json()["type"] != "auth_verification" {}
+        add(&home, &second()).success();
+        // The next launch has the new one already, while the first goes on with the old.
+        let next = home.ours(["launch", destination, "--format", "json"]);
+        let next = next.input(
+            "{\"type\":\"auth_initialization_response\",\"methods\":[\"none\"]}\n\
+                               {\"type\":\"auth_verification_response\",\"valid\":true}\n",
+        );
+        let next = next.run().code(1);
+        assert!(next.stderr.contains("the second version"), "{}", next.told());
+        launch.say(r#"{"type":"auth_verification_response","valid":true}"#);
+        assert_eq!(launch.json()["msg"], "still here");
+        assert_eq!(launch.finish().status.code(), Some(1));
+    };
+    check(library("FIRST"), &|| library("SECOND"), "hostile://x");
+    check(asking("still here"), &|| asking("the second version"), "asking://x");
+    drop(manager);
+}

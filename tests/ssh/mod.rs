@@ -12,6 +12,7 @@ pub(crate) mod remote;
 mod round_trips;
 mod stages;
 mod start;
+mod swap;
 mod tampering;
 mod way;
 

@@ -31,9 +31,15 @@ static distant_status done_with(const char *text) {
     return DISTANT_FAILED;
 }
 
+#ifdef VARIANT_SECOND
+#define WORD "the second version"
+#else
+#define WORD "still here"
+#endif
+
 /* What a good plugin says when it cannot go on. */
 static distant_status sorry(void) {
-    return done_with("{\"type\":\"error\",\"kind\":\"other\",\"message\":\"still here\"}");
+    return done_with("{\"type\":\"error\",\"kind\":\"other\",\"message\":\"" WORD "\"}");
 }
 
 static volatile int depth;
@@ -58,6 +64,13 @@ static distant_status launch(const distant_caller *caller, distant_text request)
     host = caller;
     memcpy(text, request.ptr, request.len < sizeof text ? request.len : sizeof text - 1);
 #define IS(name) strstr(text, "\"variant\":\"" name "\"")
+    if (IS("asks")) {
+        static const distant_text question =
+            TEXT("{\"type\":\"ask\",\"id\":1,\"verification\":{\"kind\":\"host\",\"text\":\"Sure?\"}}");
+        distant_text answer;
+        host->send(host->context, question, &answer);
+        return sorry();
+    }
     if (IS("no_result"))
         return DISTANT_FAILED;
     if (IS("odd_status"))
