@@ -6,6 +6,7 @@
 
 mod abi;
 mod complete;
+mod bench;
 mod docs;
 mod examples;
 mod executable;

@@ -20,6 +20,8 @@ const PEER_VERSION: &str = "0.20.0";
 pub(crate) struct Programs {
     /// The `distant` of this build.
     pub(crate) distant: PathBuf,
+    /// The benchmark.
+    pub(crate) bench: PathBuf,
     libraries: BTreeMap<String, PathBuf>,
 }
 
@@ -76,6 +78,7 @@ fn build() -> Programs {
         .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
         .filter(|message| message["reason"] == "compiler-artifact");
     let mut distant = None;
+    let mut bench = None;
     let mut libraries = BTreeMap::new();
     for artifact in artifacts {
         let name = artifact["target"]["name"].as_str().unwrap();
@@ -87,9 +90,12 @@ fn build() -> Programs {
             libraries.insert(name.replace('-', "_"), PathBuf::from(library));
         } else if name == "distant" {
             distant = artifact["executable"].as_str().map(PathBuf::from).or(distant);
+        } else if name == "distant-bench" {
+            bench = artifact["executable"].as_str().map(PathBuf::from).or(bench);
         }
     }
-    Programs { distant: distant.expect("cargo built no `distant`"), libraries }
+    let bench = bench.expect("cargo built no `distant-bench`");
+    Programs { distant: distant.expect("cargo built no `distant`"), bench, libraries }
 }
 
 /// The released `distant` 0.20.0.

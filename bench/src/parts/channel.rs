@@ -12,7 +12,7 @@ use crate::{Arguments, Failure};
 
 /// Requests that are under way at the same time, where they need not wait for each other.
 const WINDOW: usize = 64;
-/// How often each is measured, by turns.
+/// How often each pair has its turn, and how often the file is read and written in each.
 const ROUNDS: usize = 3;
 
 /// One pair of a manager and a server, and what was measured of it.
@@ -22,8 +22,8 @@ struct Pair {
     write: Vec<f64>,
     latency: Vec<f64>,
     rate: Vec<f64>,
-    /// Milliseconds of processor time for each MB, in the manager and the server, reading.
-    cpu: [Vec<f64>; 2],
+    /// Milliseconds of processor time for each MB that is read: in the manager, the server, and here.
+    cpu: [Vec<f64>; 3],
 }
 
 /// Measures it.
@@ -41,7 +41,7 @@ pub(crate) fn measure(
             write: Vec::new(),
             latency: Vec::new(),
             rate: Vec::new(),
-            cpu: [Vec::new(), Vec::new()],
+            cpu: [Vec::new(), Vec::new(), Vec::new()],
         })
         .collect();
     let runtime =
@@ -63,13 +63,21 @@ pub(crate) fn measure(
         "small requests/s",
         "manager, CPU ms/MB",
         "server, CPU ms/MB",
+        "client, CPU ms/MB",
     ];
     let mut table = Table::new("channel", title, &columns);
     let sample = |values: &Vec<f64>| Cell::from(Sample::of(values.clone()));
     for pair in &pairs {
         let name = format!("manager {}, server {}", pair.sides[0].name(), pair.sides[1].name());
-        let values =
-            [&pair.read, &pair.write, &pair.latency, &pair.rate, &pair.cpu[0], &pair.cpu[1]];
+        let values = [
+            &pair.read,
+            &pair.write,
+            &pair.latency,
+            &pair.rate,
+            &pair.cpu[0],
+            &pair.cpu[1],
+            &pair.cpu[2],
+        ];
         table.row(name, values.map(sample).to_vec());
     }
     report.add(table);
@@ -123,21 +131,23 @@ fn run(
         channel.ask(&small).await?;
         channel.ask(&read).await?;
 
-        let before = [managing.pid(), serving.pid()].map(usage);
-        let begun = Instant::now();
-        let response = channel.ask(&read).await?;
-        pair.read.push(megabytes / begun.elapsed().as_secs_f64());
-        if (response.payload.len() as f64) < megabytes * 1e6 {
-            return Err("the file came incomplete".into());
+        let processes = [managing.pid(), serving.pid(), std::process::id()];
+        for _ in 0..ROUNDS {
+            let before = processes.map(usage);
+            let begun = Instant::now();
+            let response = channel.ask(&read).await?;
+            pair.read.push(megabytes / begun.elapsed().as_secs_f64());
+            if (response.payload.len() as f64) < megabytes * 1e6 {
+                return Err("the file came incomplete".into());
+            }
+            let after = processes.map(usage);
+            for at in 0..processes.len() {
+                pair.cpu[at].push((after[at].cpu - before[at].cpu) * 1e3 / megabytes);
+            }
+            let begun = Instant::now();
+            channel.ask(&write).await?;
+            pair.write.push(megabytes / begun.elapsed().as_secs_f64());
         }
-        let after = [managing.pid(), serving.pid()].map(usage);
-        for at in 0..2 {
-            pair.cpu[at].push((after[at].cpu - before[at].cpu) * 1e3 / megabytes);
-        }
-
-        let begun = Instant::now();
-        channel.ask(&write).await?;
-        pair.write.push(megabytes / begun.elapsed().as_secs_f64());
 
         let mut latencies = Vec::new();
         for _ in 0..arguments.requests {

@@ -50,7 +50,9 @@ pub(crate) fn measure(
                     Ok(costs) => costs,
                     // 1,000 of its connections may be more than the machine has time for.
                     Err(error) if side == Side::Peer => {
-                        table.row(name, vec![format!("not reached: {error}").into()]);
+                        let mut cells = vec![Cell::Nothing; columns.len()];
+                        cells[0] = format!("not reached: {error}").into();
+                        table.row(name, cells);
                         continue;
                     }
                     Err(error) => return Err(error),

@@ -23,6 +23,10 @@ pub(crate) fn measure(
         for wrong in Wrong::ALL {
             // It waits for a server that is not there for 15 s.
             let is_slow = side == Side::Peer && wrong == Wrong::Program;
+            if is_slow && arguments.smallest {
+                cells.push("15 s".to_owned().into());
+                continue;
+            }
             let rounds = if is_slow { 1 } else { arguments.rounds.div_ceil(3) };
             let mut times = Vec::new();
             for _ in 0..rounds {
