@@ -3,6 +3,7 @@
 mod chroot;
 mod docker;
 mod slurm;
+mod tutorial;
 
 use std::ffi::OsString;
 use std::fs;
