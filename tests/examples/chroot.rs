@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{install, kill_worker, make, over_there, refused};
+use super::{conforms, install, kill_worker, make, over_there, refused};
 use crate::support::{eventually, programs, Home, Invocation, Look, Manager, Seen, Signal};
 
 /// A folder with `distant` and a few programs of this machine, and what they need.
@@ -67,6 +67,16 @@ fn home() -> Home {
 #[test]
 fn the_tests_of_the_plugin_in_c_pass_with_the_sanitizers() {
     make("chroot", &["test"]);
+}
+
+#[test]
+fn chroot_passes_the_conformance_kit_launches_included() {
+    let home = home();
+    let plugin = make("chroot", &["all"]).join("libdistant_plugin_chroot.so");
+    let options = format!("folder={}", home.path("roots").display());
+    let words = ["--launch", "chroot://sid", "--options", &options];
+    conforms(&home, &plugin, &[&words[..], &["--distant", "/usr/local/bin/distant"]].concat(), 20);
+    eventually("the end of all that is inside", || inside(&home).is_empty().then_some(()));
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use super::{cargo, install, kill_worker, over_there, refused};
+use super::{built, cargo, conforms, install, kill_worker, over_there, refused};
 use crate::support::{eventually, programs, Finished, Home, Invocation, Manager, Signal};
 
 /// Containers of this home alone. They have this machine's programs and our `distant`.
@@ -83,6 +83,22 @@ fn launch(home: &Home, destination: &str) -> Invocation {
 #[test]
 fn the_tests_of_the_plugin_in_rust_pass() {
     cargo("docker", &["test"]);
+}
+
+#[test]
+fn docker_passes_the_conformance_kit_launches_included_with_podman_as_docker() {
+    let home = home();
+    let containers = Containers::new(&home);
+    containers.start("box", "none");
+    let plugin = built("docker").join("debug/libdistant_plugin_docker.so");
+    let words =
+        ["--launch", "docker://box", "--unreachable", "docker://nonesuch", "--only", "load."];
+    // Not eight at a time: podman lets one exec wait for the other.
+    let cases =
+        ["plain", "slow", "nonsense", "unreachable", "refused", "cancel", "hang_up", "secrets"];
+    let only = cases.iter().flat_map(|case| ["--only", case]);
+    conforms(&home, &plugin, &words.into_iter().chain(only).collect::<Vec<_>>(), 15);
+    containers.assert_no_server("box");
 }
 
 #[test]

@@ -10,8 +10,13 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::support::{programs, repository, variable, Home, Invocation, Manager};
+
+/// Held while something is built, as several tests want the same.
+static BUILDING: Mutex<()> = Mutex::new(());
 
 /// Where what is built of the examples is kept from run to run.
 fn built(example: &str) -> PathBuf {
@@ -26,6 +31,7 @@ fn example(name: &str) -> PathBuf {
 
 /// Runs `make` in the folder of an example, with what it builds going elsewhere.
 fn make(name: &str, goals: &[&str]) -> PathBuf {
+    let _alone = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
     let out = built(name);
     let mut argument = OsString::from("OUT=");
     argument.push(&out);
@@ -42,6 +48,7 @@ fn make(name: &str, goals: &[&str]) -> PathBuf {
 /// Runs cargo in the folder of an example, in a target folder of its own; what it needs is the same as
 /// for the product, so it is there.
 fn cargo(name: &str, words: &[&str]) -> PathBuf {
+    let _alone = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
     let out = built(name);
     let mut command = Command::new(variable("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(words).args(["--quiet", "--locked", "--target-dir"]).arg(&out);
@@ -74,6 +81,19 @@ fn kill_worker(manager: &Manager) {
 fn over_there(home: &Home, command: &[&str]) -> String {
     let spawn = home.ours(["spawn", "--"].iter().chain(command));
     spawn.run().success().stdout
+}
+
+/// Runs the conformance kit, with these words for its launches; cases that make no sense for the plugin
+/// may be skipped, and this many have to pass.
+#[track_caller]
+fn conforms(home: &Home, file: &Path, words: &[&str], least: usize) {
+    let test = home.ours(["plugin", "test", "--json"]).arg(file);
+    let test = words.iter().fold(test, |test, word| test.arg(*word));
+    let done = test.run_within(Duration::from_secs(300)).success();
+    let report: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
+    let outcomes = report["cases"].as_array().unwrap();
+    let passed = outcomes.iter().filter(|it| it["status"] == "pass").count();
+    assert!(passed >= least, "{passed} passed: {}", done.told());
 }
 
 /// A launch that is refused, with these words on stderr.

@@ -4,8 +4,10 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::{example, install, kill_worker, over_there, refused};
-use crate::support::{eventually, programs, Home, Invocation, Manager, Running, Signal, PATIENCE};
+use super::{conforms, example, install, kill_worker, over_there, refused};
+use crate::support::{
+    eventually, programs, Home, Invocation, Look, Manager, Running, Signal, PATIENCE,
+};
 
 /// The cluster's network, which nobody else is in.
 const ADDRESS: &str = "10.99.0.1";
@@ -89,6 +91,14 @@ impl Drop for Cluster<'_> {
         let Some(daemons) = self.daemons.take() else { return };
         daemons.signal(Signal::TERM);
         let ended = daemons.ends_within(PATIENCE);
+        if std::thread::panicking() {
+            // Its steps are no children of its daemons, and have an environment of their own.
+            let steps = Look::running().into_iter().filter(|seen| {
+                let groups = fs::read_to_string(format!("/proc/{}/cgroup", seen.pid));
+                groups.is_ok_and(|it| it.contains(&format!("slurm_{}", self.node)))
+            });
+            steps.for_each(|seen| seen.kill());
+        }
         // An empty cgroup is nobody's any more.
         for place in ["freezer", "cpuset", "memory", "devices", "cpuacct", "cpu", ""] {
             let place = Path::new("/sys/fs/cgroup").join(place);
@@ -170,6 +180,12 @@ fn slurm_says_what_a_job_waits_for_and_takes_it_out_of_the_queue() {
     patient.finish().id();
     manager.stop();
     cluster.assert_no_jobs_but(0);
+}
+
+#[test]
+fn slurm_passes_the_conformance_kit_as_far_as_it_needs_no_cluster() {
+    let home = Home::new();
+    conforms(&home, &example("slurm").join("distant-plugin-slurm"), &[], 5);
 }
 
 #[test]

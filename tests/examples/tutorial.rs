@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{built, install, kill_worker, over_there, refused};
+use super::{built, conforms, install, kill_worker, over_there, refused};
 use crate::support::{programs, repository, variable, Home, Invocation, Manager};
 
 /// The blocks of the guide whose first line ends with `mark`, such as `run` or `file=src/lib.rs`.
@@ -78,7 +78,12 @@ fn the_guides_python_plugin_asks_refuses_and_launches() {
 #[test]
 fn the_guides_plugin_that_does_it_all_launches_and_leaves_nothing() {
     let home = home();
-    put(&home, "distant-plugin-child", &file("python", "distant-plugin-child"));
+    let plugin = put(&home, "distant-plugin-child", &file("python", "distant-plugin-child"));
+    let distant = home.path("bin/distant").display().to_string();
+    let words = ["--launch", "child://here", "--distant", &distant, "--only", "load."];
+    let cases = ["plain", "slow", "parallel", "nonsense", "_server", "cancel", "secrets"];
+    let only = cases.iter().flat_map(|case| ["--only", case]);
+    conforms(&home, &plugin, &words.into_iter().chain(only).collect::<Vec<_>>(), 13);
     let manager = Manager::start(&home);
     let id = launch(&home, "child://here").run().id().to_string();
     assert_eq!(over_there(&home, &["echo", "hi"]), "hi\n");
