@@ -5,8 +5,8 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "this is all test code")]
 
 mod abi;
-mod complete;
 mod bench;
+mod complete;
 mod docs;
 mod examples;
 mod executable;
