@@ -202,7 +202,7 @@ fn slurm_says_why_there_is_no_job() {
     let late = cluster.inside(["srun", "--cpus-per-task=2", "sleep", "1000"]).start();
     eventually("the job of somebody else", || (cluster.jobs().len() == 1).then_some(()));
     let limit = launch(&home, "slurm://debug").arg("--options=wait=1500");
-    refused(limit, &["error: `debug` did not run a command within 1.5s\n"]);
+    refused(limit, &["did not run a command within 1500 ms\n", "queued and waiting for resources"]);
     cluster.assert_no_jobs_but(1);
     late.signal(Signal::TERM);
     late.finish();
