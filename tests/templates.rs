@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::{programs, repository, Home, Manager, PATIENCE};
+use crate::support::{other_builds, programs, repository, variable, Home, Manager, PATIENCE};
 
 /// A home where `distant` is in the PATH.
 fn home() -> Home {
@@ -100,9 +100,9 @@ fn the_tests_of_the_c_template_find_what_is_wrong() {
 
 /// Cargo with a target folder that is kept from run to run, and the versions of the workspace.
 fn cargo(folder: &Path, words: &[&str]) -> String {
-    let target = programs().distant.ancestors().nth(2).unwrap().join("templates");
+    let target = other_builds();
     fs::copy(repository().join("Cargo.lock"), folder.join("Cargo.lock")).unwrap();
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let cargo = variable("CARGO").unwrap_or_else(|| "cargo".to_owned());
     let mut command = Command::new(cargo);
     command.args(words).arg("--target-dir").arg(target).current_dir(folder);
     // Everything that it needs is here, as the workspace needs it too.
@@ -121,8 +121,8 @@ fn a_new_plugin_in_rust_passes_its_tests_and_launches() {
     assert!(said.contains("pass    launch.cancel: at ") && said.contains(" 0 failed"), "{said}");
     assert!(said.contains("pass    load.exports\n"), "{said}");
     cargo(&folder, &["build"]);
-    let target = programs().distant.ancestors().nth(2).unwrap().join("templates/debug");
-    add_and_launch(&home, &target.join("libdistant_plugin_hello_rs.so"), "hello-rs");
+    let library = other_builds().join("debug/libdistant_plugin_hello_rs.so");
+    add_and_launch(&home, &library, "hello-rs");
 }
 
 #[test]

@@ -21,7 +21,7 @@ pub(crate) use home::{Home, Invocation};
 pub(crate) use manager::Manager;
 pub(crate) use process::Signal;
 pub(crate) use process::{Finished, Running};
-pub(crate) use programs::{peer, programs, repository, variable};
+pub(crate) use programs::{other_builds, peer, programs, repository, variable};
 pub(crate) use proxy::Proxy;
 pub(crate) use server::Server;
 pub(crate) use sshd::{keygen, Sshd};

@@ -54,6 +54,12 @@ pub(crate) fn programs() -> &'static Programs {
     PROGRAMS.get_or_init(build)
 }
 
+/// A target folder for what tests build outside of the workspace; it is kept from run to run.
+pub(crate) fn other_builds() -> PathBuf {
+    let target = programs().distant.ancestors().nth(2);
+    target.unwrap().join("other-builds")
+}
+
 fn build() -> Programs {
     // <target folder>/<profile>/deps/it-<hash>
     let this = std::env::current_exe().unwrap();
