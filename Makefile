@@ -8,7 +8,7 @@ PROFILE ?= release
 
 # What is needed beside Rust, as `program:package` of Debian and its relatives.
 NEEDED = cc:gcc perl:perl sshd:openssh-server ssh:openssh-client \
-	fish:fish zsh:zsh tcsh:tcsh mksh:mksh bash:bash dash:dash openssl:openssl setsid:util-linux ip:iproute2 python3:python3 git:git useradd:passwd \
+	fish:fish zsh:zsh tcsh:tcsh mksh:mksh bash:bash dash:dash openssl:openssl setsid:util-linux ip:iproute2 python3:python3 git:git useradd:passwd /usr/bin/rustc:rustc \
 	srun:slurm-client slurmctld:slurmctld slurmd:slurmd podman:podman runc:runc
 
 .PHONY: build test test-tools install
