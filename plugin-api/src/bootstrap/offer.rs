@@ -186,7 +186,7 @@ fn host(reach: &Reach, ip: IpAddr, is_named: bool, addresses: &[IpAddr]) -> Opti
     match reach {
         Reach::Peer(peer) if ip.is_loopback() => here(peer.ip().is_loopback()),
         Reach::Peer(peer) => Some(named.unwrap_or(peer.ip()).to_string()),
-        Reach::Tunnel => named.map(|ip| ip.to_string()),
+        Reach::Tunnel => named.filter(|ip| !ip.is_loopback()).map(|ip| ip.to_string()),
         Reach::Host(host) if ip.is_loopback() => here(is_here(host)),
         Reach::Host(host) => Some(host.clone()),
         Reach::Reported if ip.is_unspecified() => {
@@ -222,6 +222,7 @@ mod tests {
         check(&far, "10.1.1.1", true, Some("10.1.1.1"));
         check(&Reach::Tunnel, "0.0.0.0", false, None);
         check(&Reach::Tunnel, "10.1.1.1", true, Some("10.1.1.1"));
+        check(&Reach::Tunnel, "127.0.0.1", true, None);
         let told = Reach::Host("box.example".into());
         check(&told, "::", false, Some("box.example"));
         check(&told, "10.1.1.1", true, Some("box.example"));
