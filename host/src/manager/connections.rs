@@ -36,8 +36,6 @@ pub(super) enum Server {
     Launched {
         /// The launch's worker, which may hold something that the server needs.
         resident: Resident,
-        /// The server's process, where the plugin knows it.
-        pid: Option<u32>,
         /// Whether it is a server of this program's kind, which ends when asked to.
         proof: bool,
     },

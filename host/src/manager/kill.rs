@@ -22,9 +22,6 @@ pub(super) enum KillError {
     /// It is out of reach.
     #[error("its server cannot be reached")]
     Unreachable,
-    /// Nobody knows how to end it.
-    #[error("its server does not end when told to, and its process is not known")]
-    NoWay,
 }
 
 /// Ends the server of a connection that has left the table, and closes the connection.
@@ -52,7 +49,7 @@ pub(super) fn has_to_wait(connection: &Connection) -> bool {
 }
 
 async fn end_server(connection: &Connection) -> Result<(), KillError> {
-    let Server::Launched { resident, pid, proof } = &connection.server else { return Ok(()) };
+    let Server::Launched { resident, proof } = &connection.server else { return Ok(()) };
     let held = !resident.gone.is_cancelled();
     resident.end.cancel();
     resident.gone.cancelled().await;
@@ -67,11 +64,7 @@ async fn end_server(connection: &Connection) -> Result<(), KillError> {
     if reachable.map_or(true, |it| is_over(&it)) {
         return Ok(());
     }
-    let request = match (proof, pid) {
-        (true, _) => stop_request(),
-        (false, Some(pid)) => kill_request(*pid),
-        (false, None) => return Err(KillError::NoWay),
-    };
+    let request = if *proof { stop_request() } else { kill_request() };
     let client = connection.client.clone();
     // Its replies are read, as a queue that nobody empties would hold up the connection.
     let asked = async move {
@@ -97,7 +90,8 @@ fn stop_request() -> Request {
     request
 }
 
-/// What makes a released server end its own process.
-fn kill_request(pid: u32) -> Request {
-    Request::new(&serde_json::json!({ "type": "proc_spawn", "cmd": format!("kill {pid}") }))
+/// What makes a released server end its own process: the parent of whatever it runs. What its launch
+/// learnt of it is no help, as one that was slow to go to the background has another pid by now.
+fn kill_request() -> Request {
+    Request::new(&serde_json::json!({ "type": "proc_spawn", "cmd": "sh -c 'kill $PPID'" }))
 }

@@ -345,8 +345,7 @@ impl Launch {
     fn commit(&mut self, proven: Proven, redemption: Redemption) -> (Arc<Connection>, Resident) {
         let Proven { offer, client, ticket: _, until: _ } = proven;
         let resident = Resident { end: CancellationToken::new(), gone: CancellationToken::new() };
-        let server =
-            Server::Launched { resident: resident.clone(), pid: offer.pid, proof: offer.proof };
+        let server = Server::Launched { resident: resident.clone(), proof: offer.proof };
         let options = std::mem::take(&mut self.shown);
         let connection =
             self.manager.connections.add(client, redemption.destination, options, server);
