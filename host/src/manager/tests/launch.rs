@@ -316,12 +316,15 @@ async fn more_launches_than_there_are_places_wait_in_line() {
     let mut first = client.launch("box://there", "").await;
     let launched = first.launched().await;
     assert_eq!(events.next().await, "started");
-    let mut second = client.launch("box://there", "").await;
     // Our own clients hear how many are before them, and when that changes.
     let own = manager.own_client(ClientExtension::default()).await;
+    let waits = |before: u32| json!({ "stage": "wait", "done": 0, "total": before });
+    let mut second = own.launch("box://there", "").await;
+    let before = second.response().await.header[EXTENSION]["progress"].clone();
+    assert_eq!(before, waits(0));
     let mut third = own.launch("box://there", "").await;
     let before = third.response().await.header[EXTENSION]["progress"].clone();
-    assert_eq!(before, json!({ "stage": "wait", "done": 0, "total": 1 }));
+    assert_eq!(before, waits(1));
     // One whose client goes while it waits leaves the line.
     let gone = manager.client().await;
     let _replies = gone.launch("box://there", "").await;
@@ -329,9 +332,9 @@ async fn more_launches_than_there_are_places_wait_in_line() {
 
     // Only the first one's verdict makes room.
     assert!(matches!(client.connect(&launched).await, ManagerResponse::Connected { .. }));
-    second.launched().await;
+    while !matches!(second.next().await, ManagerResponse::Launched { .. }) {}
     let before = third.response().await.header[EXTENSION]["progress"].clone();
-    assert_eq!(before, json!({ "stage": "wait", "done": 0, "total": 0 }));
+    assert_eq!(before, waits(0));
     let both = [events.next().await, events.next().await];
     assert!(both.contains(&"started".to_owned()), "{both:?}");
     assert!(both.iter().any(|event| event.contains("connected")), "{both:?}");
