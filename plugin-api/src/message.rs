@@ -290,7 +290,6 @@ pub enum AskKind {
     /// Wants yes or no, such as for an unknown host key.
     Verification(Verification),
     /// A kind that this build does not know. It is answered as if nobody was there.
-    #[serde(skip)]
     Other,
 }
 
@@ -566,6 +565,9 @@ mod tests {
         let text = r#"{"type":"ask","id":7,"fingerprint":{"finger":2}}"#;
         let PluginMessage::Ask(ask) = serde_json::from_str(text).unwrap() else { panic!() };
         assert!(matches!(ask, Ask { id: 7, question: AskKind::Other }));
+        // A worker passes it on, as the manager is the one to answer.
+        let again = serde_json::from_value(serde_json::to_value(&ask).unwrap()).unwrap();
+        assert!(matches!(again, Ask { id: 7, question: AskKind::Other }));
         let text = r#"{"type":"error","kind":"melted","message":"x","new":[]}"#;
         let PluginMessage::Error(error) = serde_json::from_str(text).unwrap() else { panic!() };
         assert_eq!(error.kind, ErrorKind::Other);
