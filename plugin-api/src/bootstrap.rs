@@ -354,7 +354,7 @@ impl Found {
         } else if watch.noise.iter().any(|line| line.contains("is not recognized")) {
             (&watch.noise, "this looks like Windows, which is not supported yet; use Unix or WSL")
         } else {
-            (&watch.noise, "commands have to be allowed there: try `ssh HOST true`")
+            (&watch.noise, "commands have to be allowed there: try one by hand, such as `true`")
         };
         let message = match self.begun {
             true => format!("no server started on `{place}`"),
@@ -385,7 +385,7 @@ impl Found {
         } else {
             let message = format!("`{place}` did not run a command within {limit}");
             let hint = "a start-up file of the login shell may wait, or replace the shell \
-                        (`exec`): try `ssh HOST true`";
+                        (`exec`): try a command by hand, such as `true`";
             (message, &watch.noise, hint)
         };
         let error = LaunchError::new(ErrorKind::TimedOut, message).with_hint(hint);
