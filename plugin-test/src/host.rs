@@ -605,8 +605,16 @@ impl Play<'_> {
     }
 
     fn end_without_result(&mut self) -> Ending {
+        // A worker whose host has gone takes what the plugin left along, and itself with it.
+        let takes_itself_along = self.worker.stdin.is_none();
         match self.worker.end(GRACE) {
-            Some(status) => Ending::Nothing(described(status), status.signal().is_none()),
+            Some(status) => {
+                let is_usual = match status.signal() {
+                    Some(signal) => takes_itself_along && signal == Signal::KILL.as_raw(),
+                    None => true,
+                };
+                Ending::Nothing(described(status), is_usual)
+            }
             None => Ending::Timeout("it closed its output and went on running".to_owned()),
         }
     }
