@@ -18,7 +18,7 @@ build:
 
 test: test-tools
 	@rm -f "$${CARGO_TARGET_DIR:-target}/figures.txt"
-	$(CARGO) test --workspace --locked
+	$(CARGO) test --workspace --locked --no-fail-fast
 	@echo "figures of this run:"; cat "$${CARGO_TARGET_DIR:-target}/figures.txt"
 
 # A test that lacks its program fails, it is never left out: so they are all here first.

@@ -223,7 +223,10 @@ mod tests {
         for language in Language::value_variants() {
             for (path, text, _) in language.files() {
                 let text = text.replace("@NAME@", "").replace("@NAME_@", "").replace("@API@", "");
-                let left = text.split('@').skip(1).find(|it| it.starts_with(char::is_uppercase));
+                let is_name = |it: &&str| {
+                    !it.is_empty() && it.chars().all(|c| c.is_ascii_uppercase() || c == '_')
+                };
+                let left = text.split('@').skip(1).find(is_name);
                 assert_eq!(left, None, "{path}");
             }
         }
