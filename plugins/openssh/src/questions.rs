@@ -211,7 +211,8 @@ fn kind(hint: &str, text: &str) -> Kind {
     if let Some(host) = host(trimmed) {
         return host;
     }
-    if hint == "confirm" || trimmed.contains("(yes/no)") {
+    // What a server asks begins with `(user@host)`, and any text may be its answer.
+    if hint == "confirm" || (trimmed.contains("(yes/no)") && !trimmed.starts_with('(')) {
         return Kind::Confirm(trimmed.to_owned());
     }
     let between = |before: &str, after: &str| {
@@ -228,7 +229,8 @@ fn kind(hint: &str, text: &str) -> Kind {
 
 /// Reads the question whether a host is the right one.
 fn host(text: &str) -> Option<Kind> {
-    let (_, rest) = text.split_once("authenticity of host '")?;
+    // At the start, as a server's own question could hold these words further on.
+    let rest = text.strip_prefix("The authenticity of host '")?;
     let (named, rest) = rest.split_once("' can't be established")?;
     let mut key = String::new();
     let mut more = Vec::new();
@@ -273,6 +275,8 @@ mod tests {
         check("", "Enter passphrase for key '/a b/id': ", Kind::Passphrase("/a b/id".into()));
         check("", "me@box's password: ", Kind::Password("me@box".into()));
         check("", "(me@box) One-time code: ", Kind::Other("(me@box) One-time code: ".into()));
+        let feigned = "(me@box) The authenticity of host 'box' can't be established. (yes/no)? ";
+        check("", feigned, Kind::Other(feigned.into()));
         check("", "Enter PIN for key /k: ", Kind::Other("Enter PIN for key /k: ".into()));
         let touch = "Confirm user presence for key ED25519-SK SHA256:x";
         check("none", touch, Kind::Tell(touch.into()));
