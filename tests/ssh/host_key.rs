@@ -102,6 +102,11 @@ each_backend! {
         let public = fs::read_to_string(other.with_extension("pub")).unwrap();
         let line = format!("# mine\n{} {public}", sshd.name());
         let file = home.write(".ssh/known_hosts", line);
+        if backend == "openssh" {
+            // `ssh` takes a key of another kind for a changed one, and that is its to decide.
+            let changed = format!("{}, line 2, has another one", file.display());
+            return refused(sshd.launch(&home, backend, "").run(), &changed);
+        }
         let mut launch = in_json(sshd.launch(&home, backend, ""));
         let text = launch.json()["text"].as_str().unwrap().to_owned();
         let said = format!("known: ecdsa-sha2-nistp521, {}, line 2\nTrust and", file.display());
@@ -127,6 +132,10 @@ each_backend! {
         // One that cannot be read revokes all, a pipe too, which nobody waits for.
         fs::remove_file(&list).unwrap();
         refused(sshd.launch(&home, backend, "").run(), "whether");
+        if backend == "openssh" {
+            // `ssh` waits for a pipe, within the limit of a launch, and does what it is configured to.
+            return;
+        }
         let mode = rustix::fs::Mode::RWXU;
         rustix::fs::mkfifoat(rustix::fs::CWD, &list, mode).unwrap();
         refused(sshd.launch(&home, backend, "").run(), "it is no regular file");

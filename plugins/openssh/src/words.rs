@@ -162,8 +162,16 @@ impl Words {
         let error = LaunchError::new;
         let made = if self.says("REMOTE HOST IDENTIFICATION HAS CHANGED") {
             return self.changed(&place);
-        } else if self.says("is marked as revoked") || self.says("REVOKED HOST KEY") {
+        } else if ["is marked as revoked", "REVOKED HOST KEY", " revoked by file "]
+            .iter()
+            .any(|text| self.says(text))
+        {
             return self.revoked(&place);
+        } else if self.says(" in revoked keys file ") {
+            let message = format!("nobody can tell whether the host key of `{place}` is revoked");
+            error(ErrorKind::HostKey, message).with_hint(
+                "mend the file of `RevokedHostKeys`, or take it out of the configuration",
+            )
         } else if self.says("Could not resolve hostname") {
             error(ErrorKind::Unresolved, format!("there is no host `{}`", settings.host))
         } else if self.says("banner exchange") && self.says("timed out") {
