@@ -19,6 +19,7 @@ mod kill;
 mod kit;
 mod launch;
 mod malformed;
+mod mistakes;
 mod properties;
 mod proxy;
 mod questions;

@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 use super::each_backend;
 use crate::support::{report, Finished, Home, Manager, Sshd};
 
+/// What an editor says first.
+const HELLO: &str = "{\"type\":\"auth_initialization_response\",\"methods\":[\"none\"]}\n";
+
 /// The limit of the key exchange, and some time for a busy machine.
 const HANDSHAKE: Duration = Duration::from_secs(15 + 10);
 
@@ -116,5 +119,28 @@ each_backend! {
         let error = home.ours(args).run().code(1);
         assert!(since.elapsed() < Duration::from_secs(25), "{}", error.told());
         home.ours(["manager", "list"]).run().success();
+    }
+
+    fn a_server_end_that_closes_before_its_first_byte_is_unreachable(backend: &str) {
+        let home = Home::new();
+        let _manager = Manager::start(&home);
+        let sshd = Sshd::start(&home);
+        sshd.make_known(&home);
+        let line = format!("distant://:{}@{}", "ab".repeat(32), stub(drop));
+        let server = home.script("closes", &format!("#!/bin/sh\necho; echo {line}\nexec sleep 1000\n"));
+        let server = server.display().to_string();
+        let to = format!("ssh://root@{}", sshd.address);
+        for tunnel in ["auto", "always", "never"] {
+            let identity = sshd.identity();
+            let options = format!("backend={backend},tunnel={tunnel},identity_files=\"{identity}\"");
+            let args = ["launch", &to, "--distant", &server, "--format=json", "--options", &options];
+            let error = home.ours(args).input(HELLO).run().code(1);
+            let last: serde_json::Value =
+                serde_json::from_str(error.stdout.lines().last().unwrap()).unwrap();
+            assert_eq!(last["kind"], "port_unreachable", "{tunnel}: {}", error.told());
+            let said = "the connection was closed before the server had said anything";
+            assert!(error.stderr.contains(said), "{tunnel}: {}", error.told());
+            assert!(last["hint"].is_string(), "{tunnel}: {}", error.told());
+        }
     }
 }

@@ -147,10 +147,14 @@ async fn by_hand(
     let client = Client::connect_tcp(&addresses, options).await.map_err(|error| match error {
         ConnectError::TimedOut { .. } => timed_out(),
         error => {
-            let another = is_another_server(&error);
-            let kind = if another { ErrorKind::Authentication } else { ErrorKind::Unreachable };
+            let (kind, hint) = match is_another_server(&error) {
+                true => {
+                    (ErrorKind::Authentication, "check the port, and the key that belongs to it")
+                }
+                false => (ErrorKind::Unreachable, "check whether the server still runs there"),
+            };
             let message = format!("cannot connect to `{destination}`");
-            LaunchError::new(kind, message).caused_by(reason(&error))
+            LaunchError::new(kind, message).caused_by(reason(&error)).with_hint(hint)
         }
     })?;
     let shown = given.iter().filter(|(key, _)| !key.ends_with("key")).collect();

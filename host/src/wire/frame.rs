@@ -315,6 +315,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
     }
 
+    /// Whether nothing has come that was not taken.
+    pub(super) fn is_empty(&self) -> bool {
+        self.buffer.is_empty()
+    }
+
     /// Reads bytes that are in no frame; `None` at the end of the stream before the first of them.
     pub(super) async fn raw<const N: usize>(&mut self) -> io::Result<Option<[u8; N]>> {
         while self.buffer.len() < N {

@@ -46,6 +46,11 @@ impl<S: Socket> Reading<S> {
         Ok(frame.map(|(content, _)| content))
     }
 
+    /// Whether nothing has come that was not taken.
+    pub(super) fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
     /// Lets contents be this long from now on.
     pub(super) fn set_limit(&mut self, limit: usize) {
         self.frames.limit = limit;

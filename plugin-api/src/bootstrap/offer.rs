@@ -65,8 +65,13 @@ pub(super) fn offer(
             let port = ways.server.line.address.port();
             let message = format!("port {port} of `{place}`, where the server is, cannot be used");
             let error = LaunchError::new(kind, message).caused_by(reason);
-            Err(match tunnel {
-                Tunnel::Never => error.with_hint(format!(
+            Err(match (tunnel, kind) {
+                // The port answers, so opening it is no help.
+                (_, ErrorKind::Other) => error.with_hint(
+                    "something else answers there, in between or in the server's place: try another \
+                     port with `--distant-args '--port <PORT>'`",
+                ),
+                (Tunnel::Never, _) => error.with_hint(format!(
                     "leave `tunnel=never` out: {} can carry it",
                     remote.carrier()
                 )),

@@ -45,6 +45,8 @@ pub(in crate::wire) struct Identity {
 /// How far a set-up is, to tell what an end of the stream means.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
+    /// The other end has not said a word yet.
+    First,
     Hello,
     Credential,
     Done,
@@ -60,6 +62,7 @@ pub(super) fn explain(stage: Stage, error: io::Error) -> ConnectError {
         (Stage::Credential, _) if ended => ConnectError::Rejected {
             reason: "the server closed the connection instead of taking the key".to_owned(),
         },
+        (Stage::First, _) if ended => ConnectError::Closed,
         _ if ended => ConnectError::Protocol {
             reason: "it closed the connection before it had said what it is".to_owned(),
         },
@@ -81,9 +84,14 @@ async fn greet<S: Socket>(
     let mut choice = choose(compression);
     // Only a wish for compression depends on the offer.
     if compression.is_none() {
-        put_choice(stream, &choice, &half).await.map_err(failed)?;
+        let put = put_choice(stream, &choice, &half).await;
+        put.map_err(|error| explain(Stage::First, error))?;
     }
-    let version: [u8; VERSION_LENGTH] = stream.raw().await.map_err(failed)?;
+    let version: Result<[u8; VERSION_LENGTH], _> = stream.raw().await;
+    let version = version.map_err(|error| match stream.reading.is_empty() {
+        true => explain(Stage::First, error),
+        false => failed(error),
+    })?;
     if is_new {
         check_version(&version).map_err(|version| ConnectError::Incompatible { version })?;
     }

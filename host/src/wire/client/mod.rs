@@ -154,6 +154,10 @@ pub enum ConnectError {
         /// What was waited for.
         within: Duration,
     },
+    /// The connection was closed before the other end had said a word: something in between, such
+    /// as a proxy or a tunnel, takes connections for a server that it does not reach.
+    #[error("the connection was closed before the server had said anything")]
+    Closed,
     /// The other end closed at the credential, or failed to prove the key.
     #[error("{reason}")]
     Rejected {

@@ -257,8 +257,9 @@ async fn a_client_tells_what_is_wrong_with_a_server() {
             matches!(&error, ConnectError::Incompatible { version } if version == "0.21.0"),
             "{error:?}"
         );
+        let error = connect_to(Vec::new(), is_mute).await;
+        assert!(matches!(error, ConnectError::Closed), "{error:?}");
         for bytes in [
-            b"".to_vec(),
             b"SSH-2.0-OpenSSH_9.2\r\n".to_vec(),
             version().to_vec(),
             [&version()[..], &frame(b"garbage")].concat(),

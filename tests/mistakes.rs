@@ -1,0 +1,34 @@
+//! What people get wrong, or find broken, and what they are told then.
+
+use std::net::TcpListener;
+use std::thread;
+
+use serde_json::Value;
+
+use crate::support::{Finished, Home, Manager};
+
+/// What an editor says first.
+const HELLO: &str = "{\"type\":\"auth_initialization_response\",\"methods\":[\"none\"]}\n";
+
+/// The last line in JSON mode.
+#[track_caller]
+fn last_line(finished: &Finished) -> Value {
+    let line = finished.stdout.lines().last().unwrap_or_default();
+    serde_json::from_str(line).unwrap_or_else(|_| panic!("{}", finished.told()))
+}
+
+#[test]
+fn a_port_that_closes_every_connection_is_said_to_be_unreachable() {
+    let home = Home::new();
+    let _manager = Manager::start(&home);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let destination = format!("distant://{}", listener.local_addr().unwrap());
+    thread::spawn(move || listener.incoming().for_each(drop));
+    let key = home.write("key", "ab".repeat(32)).display().to_string();
+    let connect = ["connect", &destination, "--key-file", &key, "--format=json"];
+    let shown = home.ours(connect).input(HELLO).run().code(1);
+    let error = last_line(&shown);
+    assert_eq!(error["kind"], "unreachable", "{}", shown.told());
+    assert_eq!(error["causes"][0], "the connection was closed before the server had said anything");
+    assert_eq!(error["hint"], "check whether the server still runs there");
+}
