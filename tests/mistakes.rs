@@ -1,6 +1,8 @@
 //! What people get wrong, or find broken, and what they are told then.
 
+use std::fs;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::thread;
 
 use serde_json::Value;
@@ -15,6 +17,33 @@ const HELLO: &str = "{\"type\":\"auth_initialization_response\",\"methods\":[\"n
 fn last_line(finished: &Finished) -> Value {
     let line = finished.stdout.lines().last().unwrap_or_default();
     serde_json::from_str(line).unwrap_or_else(|_| panic!("{}", finished.told()))
+}
+
+#[test]
+fn a_configuration_that_others_could_have_written_is_refused_unless_it_is_named() {
+    let home = Home::new();
+    let file = home.write("config/distant/config.toml", "[client.launch]\nbin = '/evil'\n");
+    let open = |mode| fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+    let shown = file.display();
+    for (mode, mend) in [(0o666, "go-w"), (0o664, "g-w")] {
+        open(mode);
+        for command in
+            [["launch", "manager://localhost"], ["manager", "listen"], ["server", "listen"]]
+        {
+            let refused = home.ours(command).run().code(1);
+            let expected =
+                format!("error: `{shown}` is not used, as others could have written it\n");
+            assert!(refused.stderr.starts_with(&expected), "{}", refused.told());
+            let expected = format!("hint: chmod {mend} {shown}\n");
+            assert!(refused.stderr.ends_with(&expected), "{}", refused.told());
+        }
+    }
+    // As with `ssh -F`, a file that somebody names is their choice.
+    let named = ["manager", "list", "--config", &shown.to_string()];
+    assert!(home.ours(named).run().code(1).stderr.contains("no manager is running"));
+    open(0o644);
+    let list = home.ours(["manager", "list"]).run().code(1);
+    assert!(list.stderr.contains("no manager is running"), "{}", list.told());
 }
 
 #[test]

@@ -6,7 +6,6 @@
 //! line.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -209,16 +208,20 @@ const KNOWN: [&str; 50] = [
 impl Config {
     /// Reads `--config`'s file, or else the one for everybody and the user's over it.
     ///
+    /// A configuration names programs that are run. So those that nobody has to name are trusted as
+    /// `plugins.toml` is, and `ssh` trusts its own; one that is named is the choice of whoever does.
+    ///
     /// # Errors
     ///
-    /// `invalid_option`: the file that was named is missing, or one cannot be read or understood.
+    /// `invalid_option`: the file that was named is missing, one cannot be read or understood, or
+    /// somebody else could have written it.
     pub(crate) fn load(named: Option<&Path>) -> Result<Self, LaunchError> {
+        let found = |path: PathBuf| {
+            Ok::<_, LaunchError>(plugin::read_trusted(&path)?.map(|text| (path, text)))
+        };
         match named {
-            Some(path) => Self::merge([read(path, true)?]),
-            None => Self::merge([
-                read(&paths::global_config(), false)?,
-                read(&paths::user_config(), false)?,
-            ]),
+            Some(path) => Self::merge([Some(read(path)?)]),
+            None => Self::merge([found(paths::global_config())?, found(paths::user_config())?]),
         }
     }
 
@@ -261,15 +264,12 @@ fn wrong(path: &Path) -> LaunchError {
     LaunchError::new(ErrorKind::InvalidOption, message)
 }
 
-fn read(path: &Path, must_exist: bool) -> Result<Option<(PathBuf, String)>, LaunchError> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some((path.to_owned(), text))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound && !must_exist => Ok(None),
-        Err(error) => {
-            let message = format!("cannot read the configuration file `{}`", path.display());
-            Err(LaunchError::new(ErrorKind::InvalidOption, message).because(&error))
-        }
-    }
+fn read(path: &Path) -> Result<(PathBuf, String), LaunchError> {
+    let text = fs::read_to_string(path).map_err(|error| {
+        let message = format!("cannot read the configuration file `{}`", path.display());
+        LaunchError::new(ErrorKind::InvalidOption, message).because(&error)
+    })?;
+    Ok((path.to_owned(), text))
 }
 
 fn broken(path: &Path, text: &str, error: &toml::de::Error) -> LaunchError {
@@ -495,7 +495,8 @@ mod tests {
     fn a_file_that_is_missing_matters_only_if_it_was_named() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.toml");
-        assert!(read(&path, false).unwrap().is_none());
+        assert!(plugin::read_trusted(&path).unwrap().is_none());
+        assert!(plugin::read_trusted(Path::new("/dev/null/distant")).unwrap().is_none());
         let error = Config::load(Some(&path)).unwrap_err().one_line().into_owned();
         assert!(error.starts_with("cannot read the configuration file `/"), "{error}");
     }

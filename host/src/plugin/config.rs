@@ -113,14 +113,19 @@ fn invalid(path: &Path, error: &dyn std::error::Error) -> LaunchError {
     LaunchError::new(ErrorKind::InvalidOption, message).caused_by(error.to_string().trim_end())
 }
 
-fn read(path: &Path) -> Result<Option<String>, LaunchError> {
+/// Reads a file that names code to run, and so is as good as the code; `None` if there is none.
+///
+/// # Errors
+///
+/// `invalid_option`: it cannot be read, is no text or too long, or somebody else could have written
+/// it.
+pub(crate) fn read(path: &Path) -> Result<Option<String>, LaunchError> {
     let real = match path.canonicalize() {
         Ok(real) => real,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if is_absent(&error) => return Ok(None),
         Err(error) => return Err(unreadable(path).because(&error)),
     };
-    // It names code to run, so it is as good as the code. Where it is a link, whoever can write to
-    // the link's folder can turn it to another file.
+    // Where it is a link, whoever can write to the link's folder can turn it to another file.
     let (file, _) = trust::open(&real, Rule::Full).map_err(|it| untrusted(path, it))?;
     trust_folders(path)?;
     let mut text = String::new();
@@ -131,6 +136,11 @@ fn read(path: &Path) -> Result<Option<String>, LaunchError> {
         return Err(unreadable(path).caused_by("it has more than 1 MiB"));
     }
     Ok(Some(text))
+}
+
+/// Whether a file is not there, be it that a home is none, as `/dev/null`.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// Checks the folders above a file that need not be there itself.

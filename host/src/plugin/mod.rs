@@ -24,6 +24,7 @@ mod supervisor;
 mod support;
 mod trust;
 
+pub(crate) use config::read as read_trusted;
 pub use discovery::{Folder, Kind, Origin};
 pub use doctor::{Check, Examined, Verdict};
 pub use install::{Added, Removed};
