@@ -129,7 +129,10 @@ each_backend! {
         refused(sshd.launch(&home, backend, "").run(), "is revoked");
         home.write("gone", "");
         sshd.launch(&home, backend, "").run().id();
-        // One that cannot be read revokes all, a pipe too, which nobody waits for.
+        // One with a line that is no key revokes all, and so does one that cannot be read; a pipe
+        // too, which nobody waits for.
+        home.write("gone", format!("@revoked * {}", sshd.known(&["rsa"])));
+        refused(sshd.launch(&home, backend, "").run(), "whether");
         fs::remove_file(&list).unwrap();
         refused(sshd.launch(&home, backend, "").run(), "whether");
         if backend == "openssh" {

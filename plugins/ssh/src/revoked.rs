@@ -50,18 +50,28 @@ impl Revoked {
                 let list = Self::of_list(&mut Reader(list));
                 list.ok_or_else(|| "it holds something that is not understood".to_owned())
             }
-            None => Ok(Self::of_lines(&String::from_utf8_lossy(&bytes))),
+            None => Self::of_lines(&String::from_utf8_lossy(&bytes)),
         }
     }
 
-    fn of_lines(text: &str) -> Self {
+    fn of_lines(text: &str) -> Result<Self, String> {
         let key = |line: &str| {
             let mut words = line.split_whitespace();
-            let kind = words.next().filter(|kind| !kind.starts_with('#'))?;
+            let kind = words.next()?;
             let key = Base64::decode_vec(words.next()?).ok()?;
             (Reader(&key).string()? == kind.as_bytes()).then_some(key)
         };
-        Self { keys: text.lines().filter_map(key).collect(), ..Self::default() }
+        let mut keys = Vec::new();
+        for (index, line) in text.lines().enumerate() {
+            let line = line.trim_start();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            // Whoever wrote it meant to revoke something.
+            let key = key(line).ok_or_else(|| format!("its line {} is no key", index + 1))?;
+            keys.push(key);
+        }
+        Ok(Self { keys, ..Self::default() })
     }
 
     fn of_list(all: &mut Reader<'_>) -> Option<Self> {
@@ -221,6 +231,13 @@ mod tests {
         let held = shown.map(|name| revoked.holds(&blob(folder, name)));
         assert_eq!(held, [true, false, true, false]);
         assert!(Revoked::read(&folder.join("none")).is_err());
+        // What was meant to be revoked, and is not understood, may be the very key.
+        let known_hosts = format!("@revoked * {public}");
+        for (line, bad) in [(1, known_hosts), (3, format!("# gone\n\n  gone\n{public}"))] {
+            fs::write(folder.join("lines"), bad).unwrap();
+            let reason = Revoked::read(&folder.join("lines")).err();
+            assert_eq!(reason, Some(format!("its line {line} is no key")));
+        }
         let whole = fs::read(folder.join("krl")).unwrap();
         fs::write(folder.join("cut"), &whole[..whole.len() - 1]).unwrap();
         assert!(Revoked::read(&folder.join("cut")).is_err());
