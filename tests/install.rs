@@ -8,6 +8,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::abi::c_plugin;
+use crate::ssh::remote::Account;
 use crate::support::{programs, Finished, Home, Manager};
 
 const FOLDER: &str = "data/distant/plugins";
@@ -27,16 +28,20 @@ fn home() -> (Home, PathBuf) {
     (home, folder)
 }
 
-/// Writes an executable plugin that says only what it is and, when it is launched, `word`.
-fn script(home: &Home, path: &str, name: &str, word: &str) -> PathBuf {
-    let text = format!(
+/// The text of an executable plugin that says only what it is and, when it is launched, `word`.
+fn script_text(name: &str, word: &str) -> String {
+    format!(
         "#!/bin/sh\n\
          echo '{{\"type\":\"hello\",\"protocol\":[1,1],\
          \"manifest\":{{\"name\":\"{name}\",\"version\":\"1.0\",\"schemes\":[\"{name}\"]}}}}'\n\
          read hello && read launch || exit\n\
          echo '{{\"type\":\"error\",\"kind\":\"other\",\"message\":\"this is {word}\"}}'\n"
-    );
-    home.script(path, &text)
+    )
+}
+
+/// Writes one.
+fn script(home: &Home, path: &str, name: &str, word: &str) -> PathBuf {
+    home.script(path, &script_text(name, word))
 }
 
 fn json(finished: &Finished) -> Value {
@@ -368,6 +373,38 @@ fn a_plugin_that_may_not_be_read_is_listed_with_the_command_that_mends_it() {
     let all = json(&other(&["plugin", "list", "--json"]).success());
     let it = all.as_array().unwrap().iter().find(|it| it["name"] == "closed").unwrap();
     assert_eq!(it["state"], "used", "{it}");
+}
+
+#[test]
+fn a_group_may_write_that_has_nobody_but_the_user_in_it() {
+    let home = Home::new();
+    // useradd gives it a group of its own; a umask of 002 is usual then.
+    let account = Account::new("/bin/sh", "unused");
+    let plugin = account.write("distant-plugin-hello", &script_text("hello", "the first"));
+    account.write(".config/distant/config.toml", "[client.launch]\nbin = '/nowhere'\n");
+    let distant = programs().distant.display().to_string();
+    let run = |script: &str| {
+        let script = format!("umask 002; distant() {{ {distant} \"$@\"; }}; cd; {script}");
+        let name = account.name.as_str();
+        home.program("runuser", ["-l", name, "-c", &script]).run()
+    };
+    let plugin = plugin.display();
+    // What is root's in its home is nobody's choice but root's.
+    let owned = format!("{0}:{0}", account.name);
+    let chown = ["-R", &owned, &account.home.display().to_string()];
+    home.program("chown", chown).run().success();
+    run(&format!("chmod 775 ~ {plugin}; chmod -R g+w .config")).success();
+
+    run(&format!("distant plugin add {plugin}")).success();
+    let list = run("ls -ld ~ .local .local/share; distant plugin list").success();
+    assert!(list.stdout.contains("drwxrwxr-x"), "{}", list.told());
+    assert!(list.stdout.contains("hello"), "{}", list.told());
+    run("distant plugin doctor hello").success();
+
+    // With somebody else in it, it is no longer theirs alone.
+    home.program("usermod", ["-a", "-G", &account.name, "nobody"]).run().success();
+    let refused = run("distant plugin list").code(1);
+    assert!(refused.stderr.contains("its group may write to it"), "{}", refused.told());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! A plugin is opened once; the checks are made on that descriptor and on every folder above its
 //! file, and the worker loads that descriptor. So what was checked is what runs.
 
-use std::fs::{File, Metadata};
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -40,7 +40,9 @@ impl Complaint {
 /// How much is asked of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Rule {
-    /// The file and every folder above it belong to root or us, and nobody else may write there.
+    /// The file and every folder above it belong to root or us, and nobody else may write there. A
+    /// group may that has nobody but us in it, as each account's own has on many systems, whose umask
+    /// is 002 then.
     Full,
     /// As for the program that is running: whoever may write to its folder may replace it as well,
     /// so only the opened file counts, and a group may write, as with a umask of 002.
@@ -127,6 +129,8 @@ fn unreadable(path: &Path, error: &io::Error) -> Complaint {
 struct Facts {
     owner: u32,
     mode: u32,
+    /// Its group has nobody but its owner in it.
+    is_private: bool,
 }
 
 /// What the rule does not allow.
@@ -139,7 +143,13 @@ enum Fault {
 
 impl Facts {
     fn of(metadata: &Metadata) -> Self {
-        Self { owner: metadata.uid(), mode: metadata.mode() }
+        let (owner, mode) = (metadata.uid(), metadata.mode());
+        // Root needs no group, and what is in its own is everybody's who was ever put there.
+        let is_private = owner != 0
+            && mode & GROUP_WRITES != 0
+            && accounts()
+                .is_some_and(|(users, groups)| is_private(&users, &groups, owner, metadata.gid()));
+        Self { owner, mode, is_private }
     }
 
     fn fault(self, us: u32, rule: Rule, is_folder: bool) -> Option<Fault> {
@@ -156,8 +166,37 @@ impl Facts {
         if self.mode & OTHERS_WRITE != 0 {
             return Some(Fault::Others);
         }
-        (rule == Rule::Full && self.mode & GROUP_WRITES != 0).then_some(Fault::Group)
+        let group_counts = rule == Rule::Full && !self.is_private;
+        (group_counts && self.mode & GROUP_WRITES != 0).then_some(Fault::Group)
     }
+}
+
+/// The accounts and groups of this machine. Where they come from a network, no group is private.
+fn accounts() -> Option<(String, String)> {
+    let read = |path: &str| fs::read_to_string(path).ok();
+    Some((read("/etc/passwd")?, read("/etc/group")?))
+}
+
+/// Whether a group is the account's own, by name and number, and nobody else is in it.
+fn is_private(users: &str, groups: &str, owner: u32, group: u32) -> bool {
+    fn fields(line: &str) -> Option<(&str, u32, &str)> {
+        let mut fields = line.splitn(4, ':');
+        let (name, id) = (fields.next()?, fields.nth(1)?.parse().ok()?);
+        Some((name, id, fields.next().unwrap_or_default()))
+    }
+    let users: Vec<_> = users.lines().filter_map(fields).collect();
+    let Some((name, ..)) = users.iter().find(|(_, id, _)| *id == owner) else { return false };
+    let in_it = |(.., rest): &&(&str, u32, &str)| {
+        rest.split(':').next().and_then(|it| it.parse().ok()) == Some(group)
+    };
+    let mut primary = users.iter().filter(in_it);
+    let is_theirs = primary.next().is_some_and(|(_, id, _)| *id == owner);
+    let mut groups = groups.lines().filter_map(fields).filter(|(_, id, _)| *id == group);
+    let group = groups.next();
+    let is_own = group.is_some_and(|(own, _, members)| {
+        own == *name && members.split(',').all(|member| member.is_empty() || member == *name)
+    });
+    is_theirs && primary.next().is_none() && is_own && groups.next().is_none()
 }
 
 impl Fault {
@@ -202,7 +241,6 @@ pub(super) fn real_path(path: &Path) -> Result<PathBuf, Complaint> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::os::unix::fs::{symlink, PermissionsExt};
 
     use super::*;
@@ -210,7 +248,7 @@ mod tests {
     const US: u32 = 1000;
 
     fn check(rule: Rule, is_folder: bool, owner: u32, mode: u32, expected: Option<Fault>) {
-        let fault = Facts { owner, mode }.fault(US, rule, is_folder);
+        let fault = Facts { owner, mode, is_private: false }.fault(US, rule, is_folder);
         assert_eq!(fault, expected, "{rule:?} {is_folder} {owner} {mode:o}");
     }
 
@@ -232,6 +270,27 @@ mod tests {
         check(Full, true, US, 0o775, Some(Fault::Group));
         check(Full, true, US, 0o777, Some(Fault::Others));
         check(Nothing, false, 1001, 0o777, None);
+    }
+
+    #[test]
+    fn a_group_may_write_that_has_nobody_but_us_in_it() {
+        let facts = |mode| Facts { owner: US, mode, is_private: true };
+        assert_eq!(facts(0o664).fault(US, Rule::Full, false), None);
+        assert_eq!(facts(0o775).fault(US, Rule::Full, true), None);
+        assert_eq!(facts(0o666).fault(US, Rule::Full, false), Some(Fault::Others));
+
+        let users = "root:x:0:0:root:/root:/bin/sh\nme:x:1000:1000::/home/me:/bin/sh\n";
+        let check = |users: &str, groups: &str, group: u32| is_private(users, groups, US, group);
+        assert!(check(users, "root:x:0:\nme:x:1000:\n", 1000));
+        assert!(check(users, "me:x:1000:me", 1000));
+        // Somebody is in it, by either file; it is somebody else's, or not known here.
+        assert!(!check(users, "me:x:1000:me,you", 1000));
+        assert!(!check(&format!("{users}you:x:1001:1000::/:\n"), "me:x:1000:", 1000));
+        assert!(!check(users, "me:x:1000:\nstaff:x:50:", 50));
+        assert!(!check(users, "users:x:1000:", 1000));
+        assert!(!check(users, "me:x:1000:\nalso:x:1000:you", 1000));
+        assert!(!check(users, "", 1000));
+        assert!(!check("", "me:x:1000:", 1000));
     }
 
     /// A folder of our own in the temporary one, which is sticky, and a file in it.
