@@ -3,9 +3,12 @@
 use std::path::Path;
 use std::process::Command;
 
+use serde_json::json;
+
 use super::each_backend;
 use super::remote::Account;
-use crate::support::{keygen, report, Home, Invocation, Manager, Running, Sshd};
+use crate::support::wire::Wire;
+use crate::support::{keygen, programs, report, Home, Invocation, Manager, Running, Sshd};
 
 const HELLO: &str = r#"{"type":"auth_initialization_response","methods":["none"]}"#;
 
@@ -118,6 +121,40 @@ each_backend! {
         let (_, end) = answer(launch, &[&["the right one"]]);
         assert_eq!(end["type"], "launched", "{end}");
         report(format!("login {backend}: key, then password: in"));
+    }
+
+    fn the_password_of_a_destination_is_shown_to_no_host_in_between(backend: &str) {
+        let home = Home::new();
+        let manager = Manager::start(&home);
+        let lines = "UsePAM no\nKbdInteractiveAuthentication no";
+        let hosts = [Sshd::with(&home, lines), Sshd::with(&home, lines)];
+        let accounts = ["the one in between", "the one at the end"];
+        let accounts = accounts.map(|password| Account::new("/bin/sh", password));
+        home.write(".ssh/known_hosts", hosts.each_ref().map(|it| it.known(&["ed25519"])).concat());
+        let block = |name: &str, at: usize, jump: &str| {
+            let (ip, port) = (hosts[at].address.ip(), hosts[at].address.port());
+            let user = &accounts[at].name;
+            format!("Host {name}\n  HostName {ip}\n  Port {port}\n  User {user}\n{jump}")
+        };
+        let config = [block("jump", 0, ""), block("end", 1, "  ProxyJump jump\n")];
+        home.write(".ssh/config", config.concat());
+
+        let mut client = Wire::manager(manager.socket());
+        let distant = programs().distant.display();
+        let launch = json!({
+            "type": "launch",
+            "destination": "ssh://:the one at the end@end",
+            "options": format!("backend={backend},distant.bin=\"{distant}\""),
+        });
+        let question = client.ask("1", &launch).unwrap();
+        let text = question["msg"]["questions"][0]["text"].as_str().unwrap_or_default();
+        assert!(text.contains(&format!("Password for {}@", accounts[0].name)), "{question}");
+        let answer = json!({"type": "auth_challenge_response", "answers": ["the one in between"]});
+        let answer = json!({"type": "authenticate", "id": question["id"], "msg": answer});
+        client.request("2", &answer).unwrap();
+        let launched = client.reply("1").unwrap();
+        assert_eq!(launched["type"], "launched", "{launched}");
+        assert!(hosts.iter().all(|host| !host.log().contains("Failed password")));
     }
 
     fn an_agents_key_gets_in_unless_only_files_count(backend: &str) {

@@ -295,7 +295,9 @@ impl<'a> Login<'a> {
                 }
             }
             Kind::Password(of) => {
-                let given = lock(&self.password).take();
+                // A host in between may ask for one too, and must not get it.
+                let is_meant = !self.is_proxied || is_of(of, self.settings);
+                let given = lock(&self.password).take_if(|_| is_meant);
                 let ask = || self.ask_one(format!("Password for {of}: "));
                 self.required(given.map_or_else(ask, Ok), asked, process)?;
             }
@@ -410,6 +412,14 @@ impl Drop for Login<'_> {
             process.end(*lock(&self.outcome) == Outcome::LoggedIn);
         }
     }
+}
+
+/// Whether `ssh` asks for the password of the host that the settings are for: it cuts long names.
+fn is_of(asked: &str, settings: &Settings) -> bool {
+    let cut = |name: &str, most: usize| name.as_bytes()[..name.len().min(most)].to_owned();
+    let host = settings.host.to_lowercase();
+    let whom = [cut(&settings.user, 30), b"@".to_vec(), cut(&host, 128)].concat();
+    asked.as_bytes() == whom
 }
 
 enum Woken {
