@@ -7,7 +7,9 @@ use std::thread;
 use std::time::Duration;
 
 use super::remote::Account;
-use crate::support::{eventually, programs, Home, Invocation, Manager, Running, Seen, Sshd};
+use crate::support::{
+    eventually, programs, Home, Invocation, Manager, Running, Seen, Signal, Sshd,
+};
 
 const HELLO: &str = r#"{"type":"auth_initialization_response","methods":["none"]}"#;
 
@@ -137,6 +139,54 @@ fn no_answer_to_ssh_is_anywhere_but_in_pipes() {
     let grep = home.program("grep", ["-rlF", password, "."]).run();
     assert_eq!(grep.stdout, "", "{}", grep.told());
     eventually("the end of the folder", || folders(&home).is_empty().then_some(()));
+}
+
+#[test]
+fn whoever_waits_for_an_answer_ends_with_worker_and_manager() {
+    let home = Home::new();
+    let manager = Manager::start(&home);
+    let sshd = Sshd::with(&home, "UsePAM no\nKbdInteractiveAuthentication no");
+    let account = Account::new("/bin/sh", "x");
+    sshd.make_known(&home);
+    let (launch, _) = asked(sshd.launch_as(&home, &account.name, "backend=openssh"));
+    let worker = manager.offspring().into_iter().find(|it| it.command.contains("plugin-worker"));
+    // Neither is left to end the other's group, which a stopped manager cannot do either.
+    manager.signal(Signal::STOP);
+    worker.unwrap().kill();
+    manager.signal(Signal::KILL);
+    let waits = || home.processes().iter().any(|it| it.command.contains("/askpass "));
+    eventually("the end of the script that asks", || (!waits()).then_some(()));
+    launch.finish().code(1);
+    manager.finish();
+}
+
+#[test]
+fn questions_that_come_together_are_all_asked() {
+    let home = Home::new();
+    let _manager = Manager::start(&home);
+    // Stands in for an `ssh` that has two things to say while somebody thinks about a third.
+    let script = "#!/bin/sh\n\
+        for word; do [ \"$word\" = -G ] && exec /usr/bin/ssh \"$@\"; done\n\
+        \"$SSH_ASKPASS\" 'PIN: ' >/dev/null & first=$!\n\
+        read go < go\n\
+        for it in one two; do SSH_ASKPASS_PROMPT=none \"$SSH_ASKPASS\" \"touch key $it\"; done\n\
+        echo > done; wait $first; \"$SSH_ASKPASS\" 'last: ' >/dev/null; exit 1\n";
+    home.script("bin/ssh", script);
+    for name in ["go", "done"] {
+        let mode = rustix::fs::Mode::RWXU;
+        rustix::fs::mkfifoat(rustix::fs::CWD, home.path(name), mode).unwrap();
+    }
+    let mut terminal = launch(&home, "ssh://box", "").on_terminal();
+    terminal.expect("PIN: ");
+    fs::write(home.path("go"), "\n").unwrap();
+    assert_eq!(fs::read(home.path("done")).unwrap(), b"\n");
+    terminal.type_keys("1\n");
+    terminal.expect("touch key one");
+    terminal.expect("touch key two");
+    terminal.expect("last: ");
+    terminal.type_keys("2\n");
+    let (status, screen) = terminal.finish();
+    assert_eq!(status.code(), Some(1), "{screen}");
 }
 
 #[test]

@@ -184,8 +184,8 @@ impl<'a> Login<'a> {
             match self.wait(process, running, deadline)? {
                 Woken::News => {}
                 Woken::Asked => {
-                    let asked = lock(&self.questions).take();
-                    if let Some(asked) = asked {
+                    // All of them: nothing says again that there was another one behind it.
+                    while let Some(asked) = self.asked() {
                         let since = Instant::now();
                         self.show(&mut shown)?;
                         self.ask(&asked, process)?;
@@ -244,6 +244,10 @@ impl<'a> Login<'a> {
         }
         self.heard.clear_news();
         Ok(Woken::News)
+    }
+
+    fn asked(&self) -> Option<Asked> {
+        lock(&self.questions).take()
     }
 
     /// Shows the person what `ssh` had to say meanwhile, such as the server's banner.

@@ -4,6 +4,7 @@
 //! reads the answer from another, so that no secret is in an argument, an environment or a file, and
 //! nothing besides `/bin/sh` is needed. Whoever can write into that folder is this user.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -50,8 +51,9 @@ pub(crate) struct Questions {
     folder: tempfile::TempDir,
     pipe: File,
     pending: Vec<u8>,
-    /// Open until the launch is over, as an answer is lost when nobody has its pipe open.
-    answered: Vec<File>,
+    /// The pipes of those who have asked, open until the launch is over: an answer is lost when
+    /// nobody has its pipe open, and whoever waits for one hears that we have ended by its end.
+    answers: BTreeMap<u32, File>,
 }
 
 /// What `ssh` wants to know.
@@ -103,7 +105,7 @@ impl Questions {
         let path = folder.path().join("questions");
         rustix::fs::mkfifoat(rustix::fs::CWD, &path, Mode::RUSR | Mode::WUSR).map_err(system)?;
         let pipe = open_both(&path).map_err(system)?;
-        Ok(Self { folder, pipe, pending: Vec::new(), answered: Vec::new() })
+        Ok(Self { folder, pipe, pending: Vec::new(), answers: BTreeMap::new() })
     }
 
     /// What `SSH_ASKPASS` is to be.
@@ -130,26 +132,30 @@ impl Questions {
                 break;
             }
         }
-        let end = self.pending.iter().position(|byte| *byte == 0)?;
-        let question: Vec<u8> = self.pending.drain(..=end).collect();
-        parse(&String::from_utf8_lossy(&question[..end]))
+        loop {
+            let end = self.pending.iter().position(|byte| *byte == 0)?;
+            let question: Vec<u8> = self.pending.drain(..=end).collect();
+            let Some(asked) = parse(&String::from_utf8_lossy(&question[..end])) else { continue };
+            if !matches!(asked.kind, Kind::Tell(_)) && self.answers.len() < QUESTIONS_MAX {
+                // Whoever asked may be gone, with its pipe.
+                let path = self.folder.path().join(asked.process.to_string());
+                if let Ok(pipe) = open_both(&path) {
+                    self.answers.insert(asked.process, pipe);
+                }
+            }
+            return Some(asked);
+        }
     }
 
     /// Gives the answer, or says that there is none.
     pub(crate) fn answer(&mut self, asked: &Asked, answer: Option<&Secret>) {
-        if matches!(asked.kind, Kind::Tell(_)) || self.answered.len() >= QUESTIONS_MAX {
-            return;
-        }
-        // Whoever asked may be gone, with its pipe.
-        let path = self.folder.path().join(asked.process.to_string());
-        let Ok(mut pipe) = open_both(&path) else { return };
+        let Some(pipe) = self.answers.get_mut(&asked.process) else { return };
         let lines: &[&[u8]] = match answer {
             Some(answer) => &[b"+", answer.expose().as_bytes(), b"\n"],
             None => &[b"-\n"],
         };
         // A pipe that nobody has read from yet takes this at once.
         let _ = lines.iter().try_for_each(|part| pipe.write_all(part));
-        self.answered.push(pipe);
     }
 }
 
