@@ -44,10 +44,7 @@ struct State {
 #[derive(Clone)]
 pub(crate) struct Integrity(Arc<Watch>);
 
-struct Watch {
-    session: usize,
-    state: Arc<State>,
-}
+struct Watch(Arc<State>);
 
 impl Integrity {
     /// Watches a session, and shuts its socket as soon as a packet turns out to be changed.
@@ -63,12 +60,12 @@ impl Integrity {
             let callback = std::mem::transmute::<MacError, Callback>(changed);
             libssh2_session_callback_set2(session, MAC_ERROR, Some(callback));
         }
-        Self(Arc::new(Watch { session: session.addr(), state }))
+        Self(Arc::new(Watch(state)))
     }
 
     /// Fails for ever once a packet was changed.
     pub(crate) fn check(&self) -> Result<(), Failure> {
-        match self.0.state.is_broken.load(Ordering::SeqCst) {
+        match self.0 .0.is_broken.load(Ordering::SeqCst) {
             true => Err(Failure("libssh2: a packet was changed on the way".into())),
             false => Ok(()),
         }
@@ -77,7 +74,8 @@ impl Integrity {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        sessions().retain(|(session, _)| *session != self.session);
+        // Not by the address: a session that was made since the end of this one may have it.
+        sessions().retain(|(_, state)| !Arc::ptr_eq(state, &self.0));
     }
 }
 
@@ -99,11 +97,39 @@ unsafe extern "C" fn changed(
     _length: c_int,
     _theirs: *mut *mut c_void,
 ) -> c_int {
-    let known = sessions().iter().find(|(known, _)| *known == session.addr()).cloned();
+    // The newest of this address: an older one has ended, and is about to leave the list.
+    let known = sessions().iter().rfind(|(known, _)| *known == session.addr()).cloned();
     if let Some((_, state)) = known {
         state.is_broken.store(true, Ordering::SeqCst);
         // It may be shut already.
         let _ = rustix::net::shutdown(&state.socket, Shutdown::Both);
     }
     1
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn a_session_at_the_address_of_an_older_one_is_watched_on() {
+        let at = std::ptr::without_provenance_mut::<raw::LIBSSH2_SESSION>(0xd15);
+        let watch = || {
+            let socket = UnixStream::pair().unwrap().0.into();
+            let state = Arc::new(State { is_broken: AtomicBool::new(false), socket });
+            sessions().push((at.addr(), Arc::clone(&state)));
+            Integrity(Arc::new(Watch(state)))
+        };
+        let (old, new) = (watch(), watch());
+        drop(old);
+        // SAFETY: none of it is looked into.
+        unsafe { changed(at, std::ptr::null(), 0, std::ptr::null_mut()) };
+        assert!(new.check().is_err());
+        let (old, new) = (watch(), watch());
+        // SAFETY: as above.
+        unsafe { changed(at, std::ptr::null(), 0, std::ptr::null_mut()) };
+        assert!(new.check().is_err() && old.check().is_ok());
+    }
 }
