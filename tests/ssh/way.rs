@@ -38,6 +38,18 @@ each_backend! {
         home.ours(["manager", "stop"]).run().success();
     }
 
+    fn a_temporary_folder_that_is_gone_or_has_a_long_name_is_in_nobodys_way(backend: &str) {
+        let home = Home::new();
+        let sshd = Sshd::start(&home);
+        let long = home.path("x".repeat(200));
+        fs::create_dir(&long).unwrap();
+        // The manager is started by the launch, and has the folder of whoever was first.
+        for folder in [home.path("gone"), long] {
+            sshd.launch(&home, backend, "").env("TMPDIR", folder).run().id();
+            home.ours(["manager", "stop"]).run().success();
+        }
+    }
+
     fn a_proxy_command_is_the_connection(backend: &str) {
         let home = Home::new();
         let _manager = Manager::start(&home);

@@ -78,14 +78,15 @@ impl Agent {
     ///
     /// # Errors
     ///
-    /// The temporary folder cannot be written, or the system is out of something.
+    /// No temporary folder can be written, or the system is out of something.
     pub fn new(upstream: Option<PathBuf>) -> Result<Self, LaunchError> {
-        let folder = tempfile::Builder::new().prefix("distant-").tempdir().map_err(system)?;
-        let name = folder.path().join("agent");
-        let listener = UnixListener::bind(&name).map_err(system)?;
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let place = rustix::fs::open(&name, flags, Mode::empty()).map_err(system)?;
-        folder.close().map_err(system)?;
+        // A manager may outlive the folder that its `TMPDIR` names.
+        let folders = [std::env::temp_dir(), "/tmp".into(), "/var/tmp".into()];
+        let mut bound = bind(&folders[0]);
+        for folder in &folders[1..] {
+            bound = bound.or_else(|_| bind(folder));
+        }
+        let (listener, place) = bound.map_err(system)?;
         let (stopped, stop) = pipe_with(PipeFlags::CLOEXEC).map_err(system)?;
         Ok(Self { listener, place, upstream, stop: Mutex::new(Some(stop)), stopped })
     }
@@ -182,6 +183,19 @@ impl Agent {
     pub fn stop(&self) {
         self.stop.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
+}
+
+/// Listens in a folder, and removes the name again.
+fn bind(folder: &Path) -> std::io::Result<(UnixListener, OwnedFd)> {
+    let folder = tempfile::Builder::new().prefix("distant-").tempdir_in(folder)?;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let held = rustix::fs::open(folder.path(), flags, Mode::empty())?;
+    // By its descriptor, as the name of a socket has room for 107 bytes.
+    let name = PathBuf::from(format!("/proc/self/fd/{}/agent", held.as_raw_fd()));
+    let listener = UnixListener::bind(&name)?;
+    let place = rustix::fs::open(&name, flags, Mode::empty())?;
+    folder.close()?;
+    Ok((listener, place))
 }
 
 /// Signs as an agent does: the name of the algorithm and the signature.
@@ -289,12 +303,17 @@ mod tests {
 
     #[test]
     fn it_is_reached_where_no_folder_has_it() {
-        let agent = Agent::new(None).unwrap();
-        let client = UnixStream::connect(agent.path()).unwrap();
-        agent.listener.accept().unwrap();
-        let address = client.peer_addr().unwrap();
-        let name = address.as_pathname().unwrap();
-        assert!(!name.exists() && !name.parent().unwrap().exists(), "{name:?}");
+        let folder = tempfile::tempdir().unwrap();
+        // Too long for the name of a socket.
+        let folder = folder.path().join("x".repeat(200));
+        std::fs::create_dir(&folder).unwrap();
+        let (listener, place) = bind(&folder).unwrap();
+        let path = format!("/proc/self/fd/{}", place.as_raw_fd());
+        let _client = UnixStream::connect(path).unwrap();
+        listener.accept().unwrap();
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
+        assert!(bind(&folder.join("none")).is_err());
+        UnixStream::connect(Agent::new(None).unwrap().path()).unwrap();
     }
 
     #[test]
