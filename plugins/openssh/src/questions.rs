@@ -95,7 +95,9 @@ impl Questions {
     ///
     /// There is no place for it.
     pub(crate) fn new() -> Result<Self, LaunchError> {
-        let folder = place().map_err(system)?;
+        let runtime = format!("/run/user/{}", rustix::process::getuid().as_raw());
+        let parents = [std::env::temp_dir(), runtime.into(), "/tmp".into(), "/var/tmp".into()];
+        let folder = place(&parents).map_err(system)?;
         let script = folder.path().join("askpass");
         let mut file = fs::OpenOptions::new();
         let mut file =
@@ -167,20 +169,22 @@ fn open_both(path: &Path) -> Result<File, Errno> {
 
 /// Makes a folder where programs may be run from and paths are short, and removes those that
 /// launches which were killed have left there.
-fn place() -> io::Result<tempfile::TempDir> {
+fn place(parents: &[PathBuf]) -> io::Result<tempfile::TempDir> {
     let own = rustix::process::getuid().as_raw();
-    let runtime = PathBuf::from(format!("/run/user/{own}"));
     let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for parent in [std::env::temp_dir(), runtime, "/tmp".into(), "/var/tmp".into()] {
-        let is_executable = rustix::fs::statvfs(&parent)
+    for parent in parents {
+        // Those that mean something else to `ssh` in the name of a socket.
+        let is_plain = !parent.to_string_lossy().contains(['%', '$', ':', '[', '\\']);
+        let is_executable = rustix::fs::statvfs(parent)
             .is_ok_and(|it| !it.f_flag.contains(StatVfsMountFlags::NOEXEC));
-        if !is_executable || parent.as_os_str().len() > FOLDER_MAX - PREFIX.len() - 20 {
+        let is_short = parent.as_os_str().len() <= FOLDER_MAX - PREFIX.len() - 20;
+        if !(is_plain && is_executable && is_short) {
             continue;
         }
-        sweep(&parent, own);
+        sweep(parent, own);
         let prefix = format!("{PREFIX}{}-", std::process::id());
         let mut builder = tempfile::Builder::new();
-        match builder.prefix(&prefix).permissions(Permissions::from_mode(0o700)).tempdir_in(&parent)
+        match builder.prefix(&prefix).permissions(Permissions::from_mode(0o700)).tempdir_in(parent)
         {
             Ok(folder) => return Ok(folder),
             Err(error) => last = error,
@@ -347,6 +351,17 @@ mod tests {
             .collect();
         left.sort();
         assert_eq!(left, ["askpass", "questions"]);
+    }
+
+    #[test]
+    fn only_a_folder_whose_name_ssh_takes_as_it_is_is_chosen() {
+        let top = tempfile::tempdir().unwrap();
+        let odd = ["a:b", "%h", "${HOME}", "[x", "a\\", &"x".repeat(60), "none"];
+        let mut parents = odd.map(|name| top.path().join(name)).to_vec();
+        parents[..odd.len() - 1].iter().for_each(|parent| fs::create_dir(parent).unwrap());
+        parents.push(top.path().join("good"));
+        fs::create_dir(top.path().join("good")).unwrap();
+        assert_eq!(place(&parents).unwrap().path().parent(), Some(&*top.path().join("good")));
     }
 
     #[test]

@@ -111,6 +111,10 @@ impl Words {
     }
 
     fn logged_in(&mut self, rest: &str) {
+        if self.step == Step::LoggedIn {
+            // The command there says so, and it is not the one to ask.
+            return;
+        }
         let by_proxy = rest.contains(" (via proxy) ");
         if by_proxy || !self.is_proxied {
             self.step = Step::LoggedIn;
@@ -274,5 +278,18 @@ pub(crate) fn place(settings: &Settings) -> String {
         format!("[{host}]:{port}")
     } else {
         format!("{host}:{port}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_does_not_say_where_the_connection_goes() {
+        let mut words = Words::new(false);
+        words.hear("Authenticated to box ([192.0.2.1]:22) using \"publickey\".");
+        words.hear("Authenticated to box ([10.0.0.7]:6379) using \"publickey\".");
+        assert_eq!(words.peer, Some("192.0.2.1:22".parse().unwrap()));
     }
 }
