@@ -7,25 +7,28 @@
 
 mod offer;
 mod script;
+mod upload;
+mod watch;
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
-
-use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::connect_line::{ConnectLine, PROOF_LINE};
 use crate::message::{
     BindServer, ErrorKind, LaunchError, LaunchRequest, LogLevel, ServerCommand, Stage,
 };
 use crate::Caller;
+use watch::{remember, shown, Watch, Woken, OUTPUT_MAX, WORD_MAX};
 
 /// Another machine, or another place on this one, that runs commands for us.
 pub trait Remote: Sync {
     /// Runs one command by the login shell there, in a process group of its own, without a
-    /// terminal.
+    /// terminal. Where a program has to be [brought](Remote::upload) there, this is called again after
+    /// each command's end.
     ///
     /// # Errors
     ///
@@ -46,6 +49,17 @@ pub trait Remote: Sync {
     fn forward(&self, to: SocketAddr) -> Result<SocketAddr, LaunchError> {
         let message = format!("there is no way to bring a connection to `{to}`");
         Err(LaunchError::new(ErrorKind::PortUnreachable, message))
+    }
+
+    /// Brings a file of this machine to `to`, a path there in a folder that is there, for which this
+    /// knows a better way than the standard input of a command. `caller` can be told the progress, and
+    /// knows when nobody wants it any more.
+    ///
+    /// `None`, the default, is for those who know none: then [`Remote::exec`] brings it. Whatever is
+    /// at `to` after an error is removed, and what is there after a success is checked.
+    fn upload(&self, file: &Path, to: &str, caller: &Caller) -> Option<Result<(), LaunchError>> {
+        let _ = (file, to, caller);
+        None
     }
 
     /// Whether a server ends with the command that has started it, as where a scheduler cleans up
@@ -127,13 +141,6 @@ const KILL_LIMIT: Duration = Duration::from_secs(3);
 /// How long the command may take to say that it has heard `keep`. Nobody waits for that but the
 /// launch itself, and the line may be slow; what is not heard is the end of the server.
 const KEEP_LIMIT: Duration = Duration::from_secs(15);
-/// Longest line that is kept, and most bytes read before the connect line.
-const LINE_MAX: usize = 64 * 1024;
-const LINE_END: [char; 2] = ['\r', '\n'];
-const OUTPUT_MAX: usize = 4 * 1024 * 1024;
-/// Lines of the last words that an error shows, and their length.
-const WORDS: usize = 6;
-const WORD_MAX: usize = 400;
 /// Addresses of a machine that are kept.
 const ADDRESSES_MAX: usize = 16;
 /// Places that an error shows, and their length: a `PATH` may be long.
@@ -144,7 +151,8 @@ const PLACE_MAX: usize = 4096;
 ///
 /// # Errors
 ///
-/// * `server_not_found`: no program there; the causes say where it was looked for.
+/// * `server_not_found`: no program there; the causes say where it was looked for, or why none could
+///   be brought there.
 /// * `server_not_started`: its last words are the causes.
 /// * `timed_out`: nothing came for [`Remote::start_limit`].
 /// * `port_unreachable`: the host could connect in no way.
@@ -159,7 +167,14 @@ pub fn launch(
     caller: &Caller,
 ) -> Result<(), LaunchError> {
     caller.stage(Stage::Start)?;
-    let mut server = Server::start(remote, request, caller)?;
+    let mut server = match (Server::start(remote, request, caller), &request.server.upload) {
+        (Err(error), Some(program)) if error.kind == ErrorKind::ServerNotFound => {
+            upload::bring(remote, request, program, caller)?;
+            caller.stage(Stage::Start)?;
+            Server::start(remote, request, caller)?
+        }
+        (started, _) => started?,
+    };
     match offer::offer(remote, request, tunnel, caller, &mut server) {
         Ok(()) => server.keep(&request.destination.host),
         Err(error) => {
@@ -189,11 +204,10 @@ impl Server {
         let marker = format!("distant-{:032x}", rand::random::<u128>());
         let asks_for_addresses = remote.reach() == Reach::Reported;
         let command = script::command(&request.server, &marker, asks_for_addresses)?;
-        let running = remote.exec(&command)?;
-        let mut watch = Watch::new(running.stdout, running.stderr, marker, running.ending);
+        let (mut watch, stdin) = Watch::new(remote.exec(&command)?, marker);
         let mut server = Found::default();
         if let Err(error) = server.listen(request, remote.start_limit(), &mut watch, caller) {
-            drop(running.stdin);
+            drop(stdin);
             watch.until_end(KILL_LIMIT);
             return Err(error);
         }
@@ -213,7 +227,7 @@ impl Server {
             pid: server.daemon.or(server.process),
             proof: server.proof,
             watch,
-            stdin: Some(File::from(running.stdin)),
+            stdin: Some(File::from(stdin)),
         })
     }
 
@@ -232,7 +246,7 @@ impl Server {
             }
             self.watch.total = 0;
             match self.watch.wait(Some(deadline), None)? {
-                Woken::Data => {}
+                Woken::Data | Woken::Writable => {}
                 Woken::End | Woken::Deadline => {
                     let message = format!("the server on `{place}` ended with what started it");
                     return Err(LaunchError::new(ErrorKind::Unreachable, message)
@@ -293,7 +307,7 @@ impl Found {
                 return Err(self.flood(place, watch));
             }
             match watch.wait(Some(deadline), Some(caller))? {
-                Woken::Data => {}
+                Woken::Data | Woken::Writable => {}
                 Woken::Deadline if self.line.is_some() => return Ok(()),
                 Woken::Deadline => return Err(self.silence(place, limit, watch)),
                 Woken::End => {
@@ -400,195 +414,11 @@ impl Found {
     }
 }
 
-/// A text from there, short enough and without what could play tricks on a terminal.
-fn shown(text: &str, most: usize) -> String {
-    text.trim().chars().filter(|c| !c.is_control()).take(most).collect()
-}
-
 /// Keeps one of the places that were looked at, of which there are few.
 fn note(places: &mut Vec<String>, place: &str) {
     if places.len() < PLACES {
         places.push(shown(place, PLACE_MAX));
     }
-}
-
-/// Keeps a line as one of the last words, without anything that may be a key.
-fn remember(words: &mut Vec<String>, line: &str) {
-    let line = shown(line, WORD_MAX);
-    if line.is_empty() {
-        return;
-    }
-    let is_key = |word: &str| word.bytes().filter(u8::is_ascii_hexdigit).count() >= 16;
-    let shown: Vec<_> = line
-        .split(' ')
-        .map(|word| if word.contains("distant://") && is_key(word) { "[redacted]" } else { word })
-        .collect();
-    words.push(shown.join(" "));
-    if words.len() > WORDS {
-        words.remove(0);
-    }
-}
-
-/// Reads both outputs of a command, and tells the script's lines from noise.
-struct Watch {
-    stdout: Option<File>,
-    stderr: Option<File>,
-    marker: String,
-    ending: Box<dyn Fn() -> Option<String> + Send + Sync>,
-    pending: Vec<u8>,
-    errors: Vec<u8>,
-    noise: Vec<String>,
-    total: usize,
-}
-
-/// Why [`Watch::wait`] returned.
-enum Woken {
-    Data,
-    Deadline,
-    End,
-}
-
-impl Watch {
-    fn new(
-        stdout: OwnedFd,
-        stderr: OwnedFd,
-        marker: String,
-        ending: Box<dyn Fn() -> Option<String> + Send + Sync>,
-    ) -> Self {
-        Self {
-            stdout: Some(stdout.into()),
-            stderr: Some(stderr.into()),
-            marker,
-            ending,
-            pending: Vec::new(),
-            errors: Vec::new(),
-            noise: Vec::new(),
-            total: 0,
-        }
-    }
-
-    /// The next complete line of the script, without its marker.
-    fn next_line(&mut self) -> Option<String> {
-        while let Some(line) = take_line(&mut self.pending) {
-            let own = line.strip_prefix(&self.marker).and_then(|rest| rest.strip_prefix(' '));
-            match own {
-                Some(own) => return Some(own.trim_end_matches(LINE_END).to_owned()),
-                None => remember(&mut self.noise, &line),
-            }
-        }
-        None
-    }
-
-    /// Waits for output, the end of it, a deadline or a cancel, and reads what there is.
-    fn wait(
-        &mut self,
-        deadline: Option<Instant>,
-        caller: Option<&Caller>,
-    ) -> Result<Woken, LaunchError> {
-        loop {
-            let Some(stdout) = &self.stdout else { return Ok(Woken::End) };
-            let left = deadline.map(|it| it.saturating_duration_since(Instant::now()));
-            let mut fds = vec![PollFd::new(stdout, PollFlags::IN)];
-            if let Some(stderr) = &self.stderr {
-                fds.push(PollFd::new(stderr, PollFlags::IN));
-            }
-            let cancel = caller.map(Caller::cancel_fd);
-            if let Some(cancel) = &cancel {
-                fds.push(PollFd::new(cancel, PollFlags::IN));
-            }
-            let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-            match rustix::event::poll(&mut fds, timeout.as_ref()) {
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(error) => {
-                    let message = "the command's output cannot be read";
-                    return Err(LaunchError::new(ErrorKind::Other, message).because(&error));
-                }
-                Ok(0) => return Ok(Woken::Deadline),
-                Ok(_) => {}
-            }
-            let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-            drop(fds);
-            if let Some(caller) = caller {
-                caller.check()?;
-            }
-            if self.stderr.is_some() && ready[1] {
-                self.hear_complaints();
-            }
-            if ready[0] {
-                let count = read_some(&mut self.stdout, &mut self.pending);
-                self.total += count;
-                return Ok(if count == 0 { Woken::End } else { Woken::Data });
-            }
-            if self.total > OUTPUT_MAX {
-                return Ok(Woken::Data);
-            }
-        }
-    }
-
-    /// Reads the complaints until their end, at most for this long: something that the command left
-    /// behind may keep them open.
-    fn drain(&mut self, limit: Duration) {
-        let deadline = Instant::now() + limit;
-        while let Some(stderr) = &self.stderr {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let mut fds = [PollFd::new(stderr, PollFlags::IN)];
-            match rustix::event::poll(&mut fds, Timespec::try_from(left).ok().as_ref()) {
-                Err(rustix::io::Errno::INTR) => {}
-                Ok(1..) if self.total <= OUTPUT_MAX => self.hear_complaints(),
-                _ => return,
-            }
-        }
-    }
-
-    fn hear_complaints(&mut self) {
-        let count = read_some(&mut self.stderr, &mut self.errors);
-        self.total += count;
-        while let Some(line) = take_line(&mut self.errors) {
-            remember(&mut self.noise, &line);
-        }
-    }
-
-    /// Reads until the command ends, at most for this long.
-    fn until_end(&mut self, limit: Duration) {
-        let deadline = Instant::now() + limit;
-        while Instant::now() < deadline
-            && matches!(self.wait(Some(deadline), None), Ok(Woken::Data))
-        {
-            self.pending.clear();
-            self.total = 0;
-        }
-    }
-
-    /// Waits until the command ends by itself; a cancel is the error.
-    fn hold(&mut self, caller: &Caller) -> Result<(), LaunchError> {
-        while matches!(self.wait(None, Some(caller))?, Woken::Data) {
-            self.pending.clear();
-            self.total = 0;
-        }
-        Ok(())
-    }
-}
-
-/// Reads once, and closes the file at its end.
-fn read_some(file: &mut Option<File>, into: &mut Vec<u8>) -> usize {
-    let mut buffer = [0; 16 * 1024];
-    let count = file.as_mut().map_or(0, |file| file.read(&mut buffer).unwrap_or(0));
-    if count == 0 {
-        *file = None;
-    }
-    into.extend_from_slice(&buffer[..count]);
-    count
-}
-
-/// Takes a complete line out, or the middle of one that is too long to be of interest.
-fn take_line(pending: &mut Vec<u8>) -> Option<String> {
-    let end = match pending.iter().position(|byte| *byte == b'\n') {
-        Some(end) => end + 1,
-        None if pending.len() > LINE_MAX => pending.len(),
-        None => return None,
-    };
-    let line: Vec<u8> = pending.drain(..end).collect();
-    Some(String::from_utf8_lossy(&line).into_owned())
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::message::{
     Answer, Ask, AskKind, BindServer, Challenge, ErrorKind, Exec, HostHello, HostMessage,
     LaunchError, LaunchRequest, Log, LogLevel, Notice, Offer, PluginHello, PluginMessage, Progress,
-    Question, Run, ServerCommand, Stage, Verdict, VerdictKind, Verification, Via,
+    Question, Run, ServerCommand, Stage, Upload, Verdict, VerdictKind, Verification, Via,
 };
 use crate::options::{OptionSchema, OptionType, Schema};
 use crate::secret::{Secret, SessionKey};
@@ -193,6 +193,14 @@ fn of_hosts() -> Vec<HostMessage> {
                 program: Some(text()),
                 args: vec![text()],
                 bind: BindServer::Any,
+                upload: Some(Upload {
+                    file: "/x".into(),
+                    size: 1,
+                    sha256: text(),
+                    system: text(),
+                    machine: text(),
+                    always: true,
+                }),
             },
             interactive: true,
             environment: Default::default(),

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::options::Schema;
 
 /// Keys that mean the same for every scheme and belong to the host.
-pub const HOST_OPTIONS: [&str; 5] =
-    ["distant.bin", "distant.bind_server", "distant.args", "timeout", "backend"];
+pub const HOST_OPTIONS: [&str; 6] =
+    ["distant.bin", "distant.bind_server", "distant.args", "distant.upload", "timeout", "backend"];
 
 /// Most bytes of a name, a scheme or an option's key.
 const NAME_MAX: usize = 64;
@@ -27,7 +27,7 @@ pub struct Manifest {
     /// The schemes it serves, lower-case.
     pub schemes: Vec<String>,
     /// The options it takes beside those that belong to the host (`distant.bin`,
-    /// `distant.bind_server`, `distant.args`, `timeout`, `backend`).
+    /// `distant.bind_server`, `distant.args`, `distant.upload`, `timeout`, `backend`).
     #[serde(default)]
     pub options: Schema,
     /// Whether it only runs commands there, and leaves the server to the host: see

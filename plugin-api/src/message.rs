@@ -210,6 +210,29 @@ pub struct ServerCommand {
     /// The address to listen on (`distant.bind_server`).
     #[serde(default)]
     pub bind: BindServer,
+    /// The program to bring there where none is (`distant.upload`); `None` where nobody wants that.
+    /// A plugin that launches on the host's own machine needs none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upload: Option<Upload>,
+}
+
+/// A program of the host's machine that may be brought to where the server is to run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upload {
+    /// Its file, as an absolute path.
+    pub file: PathBuf,
+    /// How many bytes it has.
+    pub size: u64,
+    /// Its SHA-256, as 64 hexadecimal digits.
+    pub sha256: String,
+    /// The system that it runs on, as `uname -s` says it there: `Linux`.
+    pub system: String,
+    /// The machine that it runs on, as `uname -m` says it there: `x86_64`.
+    pub machine: String,
+    /// Whether it is the one to run, even where another one is found, unless
+    /// [`ServerCommand::program`] is.
+    #[serde(default)]
+    pub always: bool,
 }
 
 /// Where a launched server listens.
@@ -439,7 +462,8 @@ pub struct Run {
     /// The id of [`Exec`].
     pub id: u64,
     /// The program and its arguments. `{command}` is replaced by [`Exec::command`] wherever it is in
-    /// a word; where it is in none, the plugin has put the command in itself.
+    /// a word; where it is in none, the plugin has put the command in itself, and no program can be
+    /// [brought](Upload) there, which takes more than one command.
     pub argv: Vec<String>,
     /// The name or address that a server there is reached by. Without it, the address that the
     /// server says it listens on, or that its machine says it has, is taken; with `none` the server

@@ -444,7 +444,7 @@ fn request(launch: &Launch, script: &Script, manifest: &Manifest) -> Result<Laun
     let value = |name: &str| Some((name.to_owned(), std::env::var(name).ok()?));
     let environment: BTreeMap<_, _> = ENVIRONMENT.into_iter().filter_map(value).collect();
     let cwd: Option<PathBuf> = std::env::current_dir().ok();
-    let server = ServerCommand { program, args, bind };
+    let server = ServerCommand { program, args, bind, upload: None };
     Ok(LaunchRequest { destination, options, server, interactive: true, environment, cwd })
 }
 

@@ -32,6 +32,8 @@ use crate::{leave, listen, Launch, GRACE};
 
 /// The id of the one request of a launch.
 const EXEC: u64 = 1;
+/// What stands for the command in a plugin's words.
+const COMMAND: &str = "{command}";
 /// Messages that may wait until a plugin reads them.
 const QUEUE: usize = 64;
 /// Longest name or address of a server.
@@ -268,8 +270,19 @@ struct Commands<'a> {
 }
 
 impl Commands<'_> {
-    /// Asks the plugin how a command is run.
+    /// Asks the plugin how a command is run. It is asked once: further commands, which bring a program
+    /// there, are run like the first.
     fn ask(&self, command: &str) -> Result<&Run, LaunchError> {
+        if let Some(run) = self.run.get() {
+            if run.argv.iter().any(|word| word.contains(COMMAND)) {
+                return Ok(run);
+            }
+            let message = "no program can be brought there";
+            let cause = format!("plugin `{}` runs one command alone", self.plugin.name);
+            return Err(LaunchError::new(ErrorKind::ServerNotFound, message)
+                .caused_by(cause)
+                .with_hint("install distant there, or name it with `--distant <PATH>`"));
+        }
         let exec = Exec { id: EXEC, command: command.to_owned() };
         self.plugin.session.wants_run();
         self.plugin.send(&HostMessage::Exec(exec));
@@ -295,7 +308,7 @@ impl Commands<'_> {
 impl Remote for Commands<'_> {
     fn exec(&self, command: &str) -> Result<Running, LaunchError> {
         let run = self.ask(command)?;
-        let argv: Vec<_> = run.argv.iter().map(|it| it.replace("{command}", command)).collect();
+        let argv: Vec<_> = run.argv.iter().map(|it| it.replace(COMMAND, command)).collect();
         let failed = |error: &io::Error| {
             let message = format!("cannot run `{}`, by which commands get there", argv[0]);
             LaunchError::new(ErrorKind::Unreachable, message)

@@ -64,7 +64,8 @@ impl Plan {
             None | Some(DEFAULT_PROGRAM) => None,
             Some(program) => Some(program.to_owned()),
         };
-        let server = ServerCommand { program, args: checked.args, bind: checked.bind };
+        let server =
+            ServerCommand { program, args: checked.args, bind: checked.bind, upload: None };
         let shown = without_secrets(&given, &entry, &scheme);
         let request = LaunchRequest {
             destination,

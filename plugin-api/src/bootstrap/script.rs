@@ -10,6 +10,7 @@
 //! standard input, one is the server, and the last reads what both say and kills the server unless
 //! the word is `keep`. So the end of the connection, for whatever reason, is the end of the server.
 
+use super::upload;
 use crate::message::{BindServer, ErrorKind, LaunchError, ServerCommand};
 
 /// The word on the script's standard input that lets the server live.
@@ -33,7 +34,10 @@ const USUAL: &str = "$HOME/.cargo/bin:$HOME/.local/bin:$HOME/bin:$HOME/.nix-prof
 
 /// Finds the program `n`. The login shell's PATH is between two marker lines of its output, as
 /// its start-up files may print anything; `timeout` is for those that hang.
-const FIND: &str = r#"case $n in "~/"*) t "$HOME/${n#"~/"}";; */*) t "$n";; *) k=; command -v timeout >/dev/null 2>&1 && k="timeout 5"; s "$PATH" || { l=$($k "${SHELL:-sh}" -l -c "echo; echo $m; env; echo $m" 2>/dev/null | sed -n "/^$m/,/^$m/s/^PATH=//p"); [ "$l" = "$PATH" ] && l=; s "$l" || s "%USUAL%"; };; esac; [ -n "$c" ] || { echo "$m missing"; exit 127; }"#;
+const FIND: &str = r#"case $n in "~/"*) t "$HOME/${n#"~/"}";; */*) t "$n";; *) k=; command -v timeout >/dev/null 2>&1 && k="timeout 5"; s "$PATH" || { l=$($k "${SHELL:-sh}" -l -c "echo; echo $m; env; echo $m" 2>/dev/null | sed -n "/^$m/,/^$m/s/^PATH=//p"); [ "$l" = "$PATH" ] && l=; s "$l" || s "%USUAL%"; };; esac"#;
+
+/// Says that there is no program.
+const MISSING: &str = r#"[ -n "$c" ] || { echo "$m missing"; exit 127; }"#;
 
 /// Without a usable `SSH_CONNECTION` a server cannot find out where ssh came to.
 const BIND: &str = r#"h=ssh; set -- $SSH_CONNECTION; case $3 in *%*) h=any;; *[.:]*) ;; *) h=any;; esac; [ $h = ssh ] || echo "$m unbound""#;
@@ -71,8 +75,22 @@ pub(super) fn command(
         SEARCH.into(),
         DECODE.into(),
         format!("e {}; n=$v", encode(program, "distant.bin")?),
-        FIND.replace("%USUAL%", USUAL),
     ];
+    let find = FIND.replace("%USUAL%", USUAL);
+    match &server.upload {
+        None => script.push(find),
+        // One that was named is looked for first; otherwise what was brought there is known at once,
+        // and asks no start-up file of a login shell.
+        Some(it) => script.extend([
+            upload::look(it)?,
+            match (&server.program, it.always) {
+                (Some(_), _) => format!("{find}; [ -n \"$c\" ] || u"),
+                (None, true) => "u".into(),
+                (None, false) => format!("u; [ -n \"$c\" ] || {find}"),
+            },
+        ]),
+    }
+    script.push(MISSING.into());
     script.extend(addresses.then(|| ADDRESSES.into()));
     let given = |flag: &str| {
         let with_value = format!("{flag}=");
@@ -137,6 +155,7 @@ mod tests {
             program: Some("/opt/it's/a \"bin\"".into()),
             args: vec!["$HOME;\\!`x`".into(), "naïve\nline\n".into(), String::new()],
             bind: BindServer::Ssh,
+            upload: None,
         };
         let command = command(&server, "0123", true).unwrap();
         let script = command.strip_prefix("sh -c '").unwrap().strip_suffix('\'').unwrap();

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::PidfdFlags;
 
 use super::*;
@@ -16,19 +17,19 @@ use crate::options::Options;
 use crate::Channel;
 
 /// A login shell on this machine, in a home of its own.
-struct Shell {
+pub(super) struct Shell {
     program: &'static str,
-    home: tempfile::TempDir,
+    pub(super) home: tempfile::TempDir,
     reach: Reach,
 }
 
 impl Shell {
-    fn new(program: &'static str) -> Self {
+    pub(super) fn new(program: &'static str) -> Self {
         let home = tempfile::tempdir().unwrap();
         Self { program, home, reach: Reach::Peer("127.0.0.1:22".parse().unwrap()) }
     }
 
-    fn file(&self, name: &str, text: &str, mode: u32) -> PathBuf {
+    pub(super) fn file(&self, name: &str, text: &str, mode: u32) -> PathBuf {
         let path = self.home.path().join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, text).unwrap();
@@ -38,11 +39,11 @@ impl Shell {
 
     /// A `distant` that daemonises like a real one, listens with netcat's twin in the shell, and
     /// writes its arguments and its pid into files.
-    fn server(&self, name: &str, port: u16) -> PathBuf {
+    pub(super) fn server(&self, name: &str, port: u16) -> PathBuf {
         let key = "0f".repeat(32);
         let home = self.home.path().display();
         let script = format!(
-            "#!/bin/sh\nfor a in \"$@\"; do printf '%s\\n' \"<$a>\"; done > {home}/args\n\
+            "#!/bin/sh\n[ \"$1\" = --version ] && exit\nfor a in \"$@\"; do printf '%s\\n' \"<$a>\"; done > {home}/args\n\
              echo $DISTANT_LAUNCH > {home}/launch\n\
              setsid sh -c 'echo $$ > {home}/pid; echo \"[distant server detached, pid = $$]\"; \
              printf \"\\r\\ndistant://:{key}@127.0.0.1:{port}\\n\\r\\n\"; \
@@ -51,14 +52,14 @@ impl Shell {
         self.file(name, &script, 0o755)
     }
 
-    fn server_is_running(&self) -> bool {
+    pub(super) fn server_is_running(&self) -> bool {
         let Ok(pid) = fs::read_to_string(self.home.path().join("pid")) else { return false };
         let stat = fs::read_to_string(Path::new("/proc").join(pid.trim()).join("stat"));
         // What init has not reaped yet does not run any more.
         stat.is_ok_and(|stat| !stat.contains(") Z "))
     }
 
-    fn end_server(&self) {
+    pub(super) fn end_server(&self) {
         let pid = fs::read_to_string(self.home.path().join("pid")).unwrap();
         let pid = rustix::process::Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
@@ -107,17 +108,19 @@ impl Remote for Shell {
 }
 
 /// A host that gives each offer the next of some verdicts, and remembers what it was told.
-struct Host {
-    told: Arc<Mutex<Vec<PluginMessage>>>,
+pub(super) struct Host {
+    pub(super) told: Arc<Mutex<Vec<PluginMessage>>>,
     verdicts: Mutex<Vec<VerdictKind>>,
     cancel: (OwnedFd, Mutex<Option<OwnedFd>>),
     /// Somebody ends every connection as soon as it is there, not only one through a tunnel.
     ends: bool,
+    /// In which stage nobody wants it any more, as soon as some of it is done.
+    over: Option<Stage>,
 }
 
-type Told = Arc<Mutex<Vec<PluginMessage>>>;
+pub(super) type Told = Arc<Mutex<Vec<PluginMessage>>>;
 
-fn host(verdicts: Vec<VerdictKind>, cancelled: bool) -> (Caller, Told) {
+pub(super) fn host(verdicts: Vec<VerdictKind>, cancelled: bool) -> (Caller, Told) {
     host_that(verdicts, cancelled, false)
 }
 
@@ -127,13 +130,26 @@ fn host_that(mut verdicts: Vec<VerdictKind>, cancelled: bool, ends: bool) -> (Ca
     let told = Told::default();
     let write = Mutex::new(Some(write).filter(|_| !cancelled));
     let verdicts = Mutex::new(verdicts);
-    let host = Host { told: told.clone(), verdicts, cancel: (read, write), ends };
+    let host = Host { told: told.clone(), verdicts, cancel: (read, write), ends, over: None };
+    (Caller::new(host), told)
+}
+
+pub(super) fn host_that_cancels_at(stage: Stage) -> (Caller, Told) {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    let (told, verdicts) = (Told::default(), Mutex::default());
+    let cancel = (read, Mutex::new(Some(write)));
+    let host = Host { told: told.clone(), verdicts, cancel, ends: false, over: Some(stage) };
     (Caller::new(host), told)
 }
 
 impl Channel for Host {
     fn send(&self, message: &PluginMessage) -> Result<Option<HostMessage>, LaunchError> {
         self.told.lock().unwrap().push(message.clone());
+        if let PluginMessage::Progress(it) = message {
+            if it.done > 0 && Some(it.stage) == self.over {
+                self.cancel.1.lock().unwrap().take();
+            }
+        }
         let PluginMessage::Offer(offer) = message else { return Ok(None) };
         let result = self.verdicts.lock().unwrap().pop().unwrap();
         if (self.ends || offer.via == Via::Tunnel)
@@ -154,15 +170,15 @@ impl Channel for Host {
     }
 }
 
-fn connected() -> VerdictKind {
+pub(super) fn connected() -> VerdictKind {
     VerdictKind::Connected { by: None }
 }
 
-fn unreachable() -> VerdictKind {
+pub(super) fn unreachable() -> VerdictKind {
     VerdictKind::Unreachable { reason: "connection refused".into() }
 }
 
-fn request(program: Option<&Path>, args: &[&str]) -> LaunchRequest {
+pub(super) fn request(program: Option<&Path>, args: &[&str]) -> LaunchRequest {
     LaunchRequest {
         destination: Destination::new("box"),
         options: Options::new(),
@@ -170,6 +186,7 @@ fn request(program: Option<&Path>, args: &[&str]) -> LaunchRequest {
             program: program.map(|path| path.display().to_string()),
             args: args.iter().map(|arg| (*arg).to_owned()).collect(),
             bind: BindServer::Ssh,
+            upload: None,
         },
         interactive: false,
         environment: Default::default(),
@@ -177,7 +194,7 @@ fn request(program: Option<&Path>, args: &[&str]) -> LaunchRequest {
     }
 }
 
-const SHELLS: [&str; 7] = [
+pub(super) const SHELLS: [&str; 7] = [
     "/bin/sh",
     "/bin/dash",
     "/bin/bash",
@@ -403,7 +420,7 @@ fn a_server_that_was_not_told_to_stay_is_an_error() {
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
     let verdicts = Mutex::new(vec![connected()]);
     let cancel = (read, Mutex::new(Some(write)));
-    let host = Host { told: Told::default(), verdicts, cancel, ends: false };
+    let host = Host { told: Told::default(), verdicts, cancel, ends: false, over: None };
     let caller = Caller::new(Cutter { host, input });
     let error = launch(&cut, &request(Some(&server), &[]), Tunnel::Never, &caller).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unreachable, "{error:?}");

@@ -1,0 +1,309 @@
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Mutex;
+
+use super::*;
+use crate::bootstrap::tests::{
+    connected, host, host_that_cancels_at, request, Shell, Told, SHELLS,
+};
+use crate::bootstrap::{launch, Reach, Running, Tunnel};
+use crate::message::PluginMessage;
+
+/// What a program says of itself where this machine is concerned.
+fn program(file: &Path) -> Upload {
+    let said = |program: &str, args: &[&str]| {
+        let output = Command::new(program).args(args).stdin(Stdio::null()).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().split_whitespace().next().unwrap().to_owned()
+    };
+    Upload {
+        file: file.to_owned(),
+        size: fs::metadata(file).unwrap().len(),
+        sha256: said("sha256sum", &[&file.display().to_string()]),
+        system: said("uname", &["-s"]),
+        machine: said("uname", &["-m"]),
+        always: true,
+    }
+}
+
+fn asked(program: Upload) -> LaunchRequest {
+    let mut request = request(None, &[]);
+    request.server.upload = Some(program);
+    request
+}
+
+/// Makes a program as long as a real one.
+fn lengthen(file: &Path) {
+    let mut file = fs::File::options().append(true).open(file).unwrap();
+    file.write_all(b"exit\n").unwrap();
+    file.write_all(&b"0123456789abcde\n".repeat(1 << 18)).unwrap();
+}
+
+/// How a command is run there.
+type Run = Box<dyn Fn(&Shell, &str) -> Running + Sync>;
+
+/// A shell where commands are counted, and may be run in another way than usual.
+struct Counted {
+    shell: Shell,
+    commands: AtomicUsize,
+    run: Option<Run>,
+    copies: bool,
+}
+
+impl Counted {
+    fn new(program: &'static str) -> Self {
+        let (shell, commands) = (Shell::new(program), AtomicUsize::new(0));
+        Self { shell, commands, run: None, copies: false }
+    }
+
+    /// One whose second command, which receives a program, is run like this.
+    fn that(run: impl Fn(&Shell, &str) -> Running + Sync + 'static) -> Self {
+        Self { run: Some(Box::new(run)), ..Self::new("/bin/sh") }
+    }
+
+    fn commands(&self) -> usize {
+        self.commands.swap(0, Ordering::Relaxed)
+    }
+
+    /// The names in the folder of what was brought.
+    fn brought(&self) -> Vec<String> {
+        let folder = fs::read_dir(self.shell.home.path().join(".cache/distant/bin"));
+        let names = folder.into_iter().flatten().map(|it| it.unwrap().file_name());
+        names.map(|it| it.into_string().unwrap()).collect()
+    }
+}
+
+impl Remote for Counted {
+    fn exec(&self, command: &str) -> Result<Running, LaunchError> {
+        let before = self.commands.fetch_add(1, Ordering::Relaxed);
+        match &self.run {
+            Some(run) if before == 1 => Ok(run(&self.shell, command)),
+            _ => self.shell.exec(command),
+        }
+    }
+
+    fn reach(&self) -> Reach {
+        self.shell.reach()
+    }
+
+    fn upload(&self, file: &Path, to: &str, _: &Caller) -> Option<Result<(), LaunchError>> {
+        self.copies.then(|| {
+            fs::copy(file, to).unwrap();
+            Ok(())
+        })
+    }
+}
+
+/// The last of what was told of the upload.
+fn progress(told: &Told) -> Option<(u64, u64)> {
+    let told = told.lock().unwrap();
+    let mut of_upload = told.iter().filter_map(|message| match message {
+        PluginMessage::Progress(it) if it.stage == Stage::Upload => Some((it.done, it.total)),
+        _ => None,
+    });
+    of_upload.next_back()
+}
+
+#[test]
+fn a_program_is_brought_once_whatever_the_login_shell_and_found_from_then_on() {
+    for program_of_login in SHELLS {
+        let there = Counted::new(program_of_login);
+        for rc in [".bashrc", ".profile", ".zshenv", ".tcshrc", ".config/fish/config.fish"] {
+            there.shell.file(rc, "echo junk\n", 0o644);
+        }
+        let file = there.shell.server("my programs/it's one", 4242);
+        lengthen(&file);
+        let brought = program(&file);
+        for commands in [3, 1] {
+            let (caller, told) = host(vec![connected()], false);
+            let request = asked(brought.clone());
+            launch(&there, &request, Tunnel::Auto, &caller).unwrap();
+            assert_eq!(there.commands(), commands, "{program_of_login}");
+            let size = brought.size;
+            assert_eq!(progress(&told), (commands == 3).then_some((size, size)));
+            assert!(there.shell.server_is_running(), "{program_of_login}");
+            there.shell.end_server();
+        }
+        let [name] = <[_; 1]>::try_from(there.brought()).unwrap();
+        assert_eq!(name, format!("distant-{}", &brought.sha256[..32]));
+        let folder = there.shell.home.path().join(".cache/distant/bin");
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
+        assert_eq!((mode(&folder), mode(&folder.join(&name))), (0o700, 0o700));
+        assert_eq!(fs::read(folder.join(&name)).unwrap(), fs::read(&file).unwrap());
+        // Half of one under the name is none.
+        fs::File::options().write(true).open(folder.join(name)).unwrap().set_len(1000).unwrap();
+        let (caller, _) = host(vec![connected()], false);
+        launch(&there, &asked(brought), Tunnel::Auto, &caller).unwrap();
+        assert_eq!(there.commands(), 3, "{program_of_login}");
+        there.shell.end_server();
+    }
+}
+
+#[test]
+fn a_program_that_is_there_is_taken_unless_ours_is_named() {
+    let there = Counted::new("/bin/sh");
+    let installed = there.shell.server(".local/bin/distant-installed", 4242);
+    let brought = program(&there.shell.server("ours", 4243));
+    let port = |request: LaunchRequest| {
+        let (caller, told) = host(vec![connected()], false);
+        launch(&there, &request, Tunnel::Auto, &caller).unwrap();
+        there.shell.end_server();
+        let told = told.lock().unwrap();
+        told.iter().find_map(|it| match it {
+            PluginMessage::Offer(offer) => Some(offer.port),
+            _ => None,
+        })
+    };
+    let mut named = asked(brought.clone());
+    named.server.program = Some(installed.display().to_string());
+    assert_eq!((port(named.clone()), there.commands()), (Some(4242), 1));
+    named.server.program = Some("/none/distant".into());
+    assert_eq!((port(named), there.commands()), (Some(4243), 3));
+    assert_eq!((port(asked(brought)), there.commands()), (Some(4243), 1));
+}
+
+#[test]
+fn a_plugin_may_bring_it_in_its_own_way() {
+    let there = Counted { copies: true, ..Counted::new("/bin/sh") };
+    let brought = program(&there.shell.server("ours", 4242));
+    let (caller, _) = host(vec![connected()], false);
+    launch(&there, &asked(brought.clone()), Tunnel::Auto, &caller).unwrap();
+    there.shell.end_server();
+    assert_eq!((there.commands(), there.brought().len()), (3, 1));
+    // What it brings is checked as well.
+    let other = there.shell.file("other", "#!/bin/sh\nexit 0\n", 0o755);
+    let (caller, _) = host(vec![], false);
+    let wrong = Upload { file: other.clone(), sha256: brought.sha256, ..program(&other) };
+    let wrong = Upload { size: 17, ..wrong };
+    let error = launch(&there, &asked(wrong), Tunnel::Auto, &caller).unwrap_err();
+    assert!(error.message.ends_with("did not arrive on `box` as it is here"), "{error:?}");
+    assert_eq!(there.brought().len(), 1);
+}
+
+/// Launches where this has to fail, and nothing may be left.
+fn fails(there: &Counted, program: Upload, kind: ErrorKind) -> String {
+    let (caller, _) = host(vec![], false);
+    let error = launch(there, &asked(program), Tunnel::Auto, &caller).unwrap_err();
+    assert_eq!(error.kind, kind, "{error:?}");
+    assert_eq!(there.brought(), <[&str; 0]>::default(), "{error:?}");
+    error.one_line().into_owned()
+}
+
+#[test]
+fn a_program_for_another_machine_is_not_sent() {
+    let there = Counted::new("/bin/sh");
+    let file = there.shell.server("ours", 4242);
+    let other = Upload { machine: "pdp11".into(), ..program(&file) };
+    let error = fails(&there, other, ErrorKind::ServerNotFound);
+    let here = program(&file);
+    let expected = format!(
+        "does not run on `box`, where no server program is: it is for Linux pdp11: `box` is {} {}",
+        here.system, here.machine
+    );
+    assert!(error.ends_with(&expected), "{error}");
+    assert!(!there.shell.home.path().join(".cache").exists());
+}
+
+#[test]
+fn a_machine_without_room_keeps_no_half_a_program() {
+    let there = Counted::that(|shell, command| {
+        let limited = format!("ulimit -f 100; {command}");
+        shell.exec(&limited).unwrap()
+    });
+    let file = there.shell.server("ours", 4242);
+    lengthen(&file);
+    let error = fails(&there, program(&file), ErrorKind::ServerNotFound);
+    assert!(error.contains("did not arrive on `box`: writing it ended with status 1"), "{error}");
+}
+
+#[test]
+fn a_folder_that_cannot_be_made_is_named() {
+    let there = Counted::new("/bin/sh");
+    there.shell.file(".cache", "a file", 0o644);
+    let file = there.shell.server("ours", 4242);
+    let error = fails(&there, program(&file), ErrorKind::ServerNotFound);
+    assert!(error.contains("no program can be put on `box`: mkdir: "), "{error}");
+}
+
+#[test]
+fn a_program_that_does_not_run_there_is_not_kept() {
+    let there = Counted::new("/bin/sh");
+    let text = "#!/bin/sh\necho version GLIBC_9.9 not found >&2\nexit 1\n";
+    let file = there.shell.file("ours", text, 0o755);
+    let error = fails(&there, program(&file), ErrorKind::ServerNotFound);
+    let expected =
+        "does not run there: `--version` ended with status 1: version GLIBC_9.9 not found";
+    assert!(error.ends_with(expected), "{error}");
+}
+
+#[test]
+fn a_connection_that_is_cut_in_the_middle_leaves_nothing() {
+    let there = Counted::that(|shell, command| {
+        let running = shell.exec(command).unwrap();
+        let (ours, theirs) = std::io::pipe().unwrap();
+        let mut to_shell = fs::File::from(running.stdin);
+        // It ends with the test: what it reads is as long as a program.
+        std::thread::spawn(move || {
+            let mut some = Vec::new();
+            ours.take(1_000_000).read_to_end(&mut some).unwrap();
+            to_shell.write_all(&some).unwrap();
+        });
+        Running { stdin: theirs.into(), ..running }
+    });
+    let file = there.shell.server("ours", 4242);
+    lengthen(&file);
+    let size = program(&file).size;
+    let error = fails(&there, program(&file), ErrorKind::ServerNotFound);
+    // The first line was a word.
+    assert!(error.ends_with(&format!(": 999995 of {size} bytes were written")), "{error}");
+}
+
+#[test]
+fn a_place_that_takes_nothing_more_is_given_up() {
+    let held = Mutex::new(Vec::new());
+    let there = Counted::that(move |shell, command| {
+        let running = shell.exec(command).unwrap();
+        let (ours, theirs) = std::io::pipe().unwrap();
+        // Both stay open, and nothing goes from one to the other.
+        held.lock().unwrap().push((ours, running.stdin));
+        Running { stdin: theirs.into(), ..running }
+    });
+    let file = there.shell.server("ours", 4242);
+    lengthen(&file);
+    let (caller, _) = host(vec![], false);
+    let error = launch(&there, &asked(program(&file)), Tunnel::Auto, &caller).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::TimedOut, "{error:?}");
+    assert_eq!(error.message, "`box` takes nothing more of what is brought there");
+}
+
+#[test]
+fn a_launch_that_is_cancelled_in_the_middle_leaves_nothing() {
+    let there = Counted::new("/bin/sh");
+    let file = there.shell.server("ours", 4242);
+    lengthen(&file);
+    let request = asked(program(&file));
+    let (caller, told) = host_that_cancels_at(Stage::Upload);
+    let error = launch(&there, &request, Tunnel::Auto, &caller).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Cancelled, "{error:?}");
+    let (done, total) = progress(&told).unwrap();
+    assert!(done > 0 && done < total);
+    assert_eq!((there.commands(), there.brought()), (2, vec![]));
+}
+
+#[test]
+fn nothing_of_a_program_is_anything_to_a_login_shell() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let good = program(file.path());
+    let text = command(&good, "distant-0123").unwrap();
+    let script = text.strip_prefix("sh -c '").unwrap().strip_suffix('\'').unwrap();
+    assert!(!script.contains(['\'', '\\', '!', '\n']), "{script}");
+    assert!(script.is_ascii());
+    for odd in ["", "x y", "$(id)", "a\"b", "é"] {
+        assert!(look(&Upload { machine: odd.into(), ..good.clone() }).is_err(), "{odd}");
+        assert!(look(&Upload { system: odd.into(), ..good.clone() }).is_err(), "{odd}");
+        assert!(look(&Upload { sha256: odd.into(), ..good.clone() }).is_err(), "{odd}");
+    }
+}
