@@ -10,7 +10,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// The variables of a client's environment that a plugin gets to see.
-pub const LAUNCH_ENVIRONMENT: [&str; 5] = ["HOME", "LANG", "LC_ALL", "SSH_AUTH_SOCK", "USER"];
+pub const LAUNCH_ENVIRONMENT: [&str; 6] =
+    ["HOME", "KRB5CCNAME", "LANG", "LC_ALL", "SSH_AUTH_SOCK", "USER"];
 
 /// Name of the program, of its folders and its sockets.
 const NAME: &str = "distant";

@@ -189,7 +189,8 @@ pub struct LaunchRequest {
     /// Whether somebody is there to answer questions.
     #[serde(default)]
     pub interactive: bool,
-    /// Of the client's environment: `SSH_AUTH_SOCK`, `LANG`, `HOME`, `USER`, as far as set.
+    /// Of the client's environment: `SSH_AUTH_SOCK`, `KRB5CCNAME`, `LANG`, `HOME`, `USER`, as far as
+    /// set.
     #[serde(default)]
     pub environment: BTreeMap<String, String>,
     /// The client's working folder, which relative paths in the options start from.

@@ -43,7 +43,7 @@ const LONELY: &str = "lonely=10";
 /// The variable by which everything that a launch started on this machine is found.
 const MARK: &str = "DISTANT_PLUGIN_TEST";
 /// Variables of a client that a plugin gets to see.
-const ENVIRONMENT: [&str; 5] = ["HOME", "LANG", "LC_ALL", "SSH_AUTH_SOCK", "USER"];
+const ENVIRONMENT: [&str; 6] = ["HOME", "KRB5CCNAME", "LANG", "LC_ALL", "SSH_AUTH_SOCK", "USER"];
 /// Characters of something unexpected that are shown.
 const SHOWN: usize = 120;
 

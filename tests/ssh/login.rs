@@ -201,7 +201,10 @@ pub(super) struct Agent {
 impl Agent {
     pub(super) fn start(home: &Home) -> Self {
         let socket = home.path("agent");
-        let process = home.program("ssh-agent", ["-D", "-a"]).arg(&socket).start();
+        // One that was killed has left it.
+        let _ = std::fs::remove_file(&socket);
+        // It takes the libraries of tokens from where it is told to alone.
+        let process = home.program("ssh-agent", ["-D", "-P", "/tmp/*", "-a"]).arg(&socket).start();
         process.line();
         Self { socket, _process: process }
     }
@@ -209,6 +212,13 @@ impl Agent {
     pub(super) fn add(&self, key: &Path) {
         let mut add = Command::new("ssh-add");
         add.arg("-q").arg(key).env("SSH_AUTH_SOCK", &self.socket);
+        assert!(add.status().unwrap().success());
+    }
+
+    /// Adds a key that a token holds, by the library for that.
+    pub(super) fn add_of(&self, key: &Path, token: &Path) {
+        let mut add = Command::new("ssh-add");
+        add.arg("-q").arg("-S").arg(token).arg(key).env("SSH_AUTH_SOCK", &self.socket);
         assert!(add.status().unwrap().success());
     }
 

@@ -5,8 +5,10 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 
+use super::kerberos::Realm;
 use super::login::{answer, Agent};
 use super::remote::Account;
+use super::security_key::TokenStub;
 use crate::support::{keygen, peer, programs, report, repository, Home, Invocation, Manager, Sshd};
 
 const BACKENDS: [&str; 3] = ["ssh2", "libssh", "openssh"];
@@ -74,27 +76,6 @@ fn outcome(end: &serde_json::Value) -> String {
     }
 }
 
-/// The handle of a security key, as `ssh-keygen` would write it.
-fn security_key(home: &Home) -> String {
-    use base64ct::{Base64, Encoding};
-    let string = |bytes: &[u8]| [&(bytes.len() as u32).to_be_bytes(), bytes].concat();
-    let kind = b"sk-ssh-ed25519@openssh.com";
-    let public = [string(kind), string(&[7; 32]), string(b"ssh:")].concat();
-    let all = [
-        &b"openssh-key-v1\0"[..],
-        &string(b"none"),
-        &string(b"none"),
-        &string(b""),
-        &[0, 0, 0, 1],
-        &string(&public),
-        &string(&[1; 64]),
-    ];
-    let name = "OPENSSH PRIVATE KEY";
-    let body = Base64::encode_string(&all.concat());
-    let text = format!("-----BEGIN {name}-----\n{body}\n-----END {name}-----\n");
-    home.write("keys/id_ed25519_sk", text).display().to_string()
-}
-
 #[test]
 fn the_readme_says_which_logins_work() {
     let mut table = Table::new(&["login", "`ssh2`", "`libssh`", "`openssh`"]);
@@ -104,6 +85,7 @@ fn the_readme_says_which_logins_work() {
         keys(&mut table, &home, backend);
         certificates_and_agents(&mut table, &home, backend);
         questions(&mut table, &home, backend);
+        tickets(&mut table, backend);
     }
     table.finish();
 }
@@ -148,17 +130,30 @@ fn keys(table: &mut Table, home: &Home, backend: &str) {
             table.add(&format!("key, {name}{lock}"), [outcome(&end)]);
         }
     }
-    let handle = security_key(home);
-    let (_, end) = answer(with_key(&sshd, home, backend, Path::new(&handle)), &[]);
-    let cell = match backend {
-        // It would ask a device, of which there is none.
-        "openssh" => "left to `ssh`".to_owned(),
-        _ => {
-            assert!(end.to_string().contains("sk-ssh-ed25519@openssh.com"), "{end}");
-            outcome(&end)
-        }
-    };
-    table.add("key, in a security key (sk-*)", [cell]);
+    let token = TokenStub::new(home);
+    let key = token.key(&sshd, &[]);
+    let (_, end) = answer(with_key(&sshd, home, backend, &key), &[]);
+    let named = end.to_string().contains("sk-ssh-ed25519@openssh.com");
+    assert!(named || backend == "openssh", "{end}");
+    table.add("key, in a security key (sk-*; stub of a token)", [outcome(&end)]);
+    let agent = Agent::start(home);
+    agent.add_of(&key, &token.library);
+    let options = format!("backend={backend},identity_files=\"{}.pub\"", key.display());
+    let launch = sshd.launch_as(home, "root", &options).env("SSH_AUTH_SOCK", &agent.socket);
+    let (_, end) = answer(launch, &[]);
+    table.add("agent, security key (sk-*; stub of a token)", [outcome(&end)]);
+    fs::remove_file(home.path(".ssh/config")).unwrap();
+}
+
+fn tickets(table: &mut Table, backend: &str) {
+    let home = Home::new();
+    let realm = Realm::start(&home);
+    let (sshd, _manager) = (realm.sshd(), realm.manager());
+    let launch = || sshd.launch_as(&home, "root", &format!("backend={backend}"));
+    let (_, end) = answer(launch().env("KRB5CCNAME", realm.ticket()), &[]);
+    table.add("ticket of Kerberos", [outcome(&end)]);
+    let (_, end) = answer(launch(), &[]);
+    table.add("ticket of Kerberos, none there", [outcome(&end)]);
 }
 
 fn certificates_and_agents(table: &mut Table, home: &Home, backend: &str) {

@@ -3,6 +3,7 @@
 mod compatible;
 mod host_key;
 mod hostile;
+mod kerberos;
 mod kill;
 mod login;
 mod matrix;
@@ -10,6 +11,7 @@ mod openssh;
 mod options;
 pub(crate) mod remote;
 mod round_trips;
+mod security_key;
 mod stages;
 mod start;
 mod swap;

@@ -55,6 +55,16 @@ impl Sshd {
         Self::run(home, "", &["unshare", "--net", "sh", "-c", &script, SSHD])
     }
 
+    /// The same in an environment that has these variables too, each as `NAME=value`.
+    pub(crate) fn within(home: &Home, lines: &str, variables: &[String]) -> Self {
+        let variables = variables.iter().map(String::as_str);
+        Self::run(
+            home,
+            lines,
+            &["env"].into_iter().chain(variables).chain([SSHD]).collect::<Vec<_>>(),
+        )
+    }
+
     fn run(home: &Home, lines: &str, program: &[&str]) -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let folder = home.path(format!("sshd{}", COUNT.fetch_add(1, Ordering::Relaxed)));

@@ -34,7 +34,7 @@ const QUEUE: usize = 64;
 /// Events that may wait for the manager; then the worker's output waits.
 const EVENTS: usize = 16;
 /// Variables of the launching client that a worker gets in place of the manager's own.
-const CLIENT_ENVIRONMENT: [&str; 2] = ["SSH_AUTH_SOCK", "LANG"];
+const CLIENT_ENVIRONMENT: [&str; 3] = ["SSH_AUTH_SOCK", "KRB5CCNAME", "LANG"];
 
 /// Seconds of the longest time that can be set: an hour.
 const LONGEST: f64 = 3600.0;
@@ -267,7 +267,7 @@ impl fmt::Debug for Process {
     }
 }
 
-/// The manager's environment with the launching client's agent and language.
+/// The manager's environment with the launching client's agent, tickets and language.
 fn worker_environment(client: &BTreeMap<String, String>) -> Vec<(OsString, OsString)> {
     let mut environment = paths::worker_environment();
     if !client.is_empty() {

@@ -171,6 +171,7 @@ impl Session for Connection {
             (AuthMethods::PASSWORD, "password"),
             (AuthMethods::INTERACTIVE, "keyboard-interactive"),
             (AuthMethods::HOST_BASED, "hostbased"),
+            (AuthMethods::GSSAPI_MIC, "gssapi-with-mic"),
         ];
         let offered = names.into_iter().filter(|(method, _)| methods.contains(*method));
         Ok(Some(offered.map(|(_, name)| name.to_owned()).collect()))

@@ -13,6 +13,8 @@ const COMPLAINTS: usize = 40;
 const COMPLAINT_MAX: usize = 400;
 /// Lines of them that an error shows.
 const SHOWN: usize = 6;
+/// What is said of a ticket begins with it.
+const KERBEROS: &str = "Kerberos: ";
 
 /// How far a login is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,8 +44,21 @@ pub(crate) struct Words {
     /// How many complaints are not kept any more.
     left_out: usize,
     key: Option<String>,
+    /// What is known of a ticket of Kerberos, while one is tried.
+    ticket: Option<Ticket>,
+    /// The trace goes on in the next line.
+    is_cut: bool,
     tried: Vec<String>,
     takes: Option<String>,
+}
+
+/// What is known of a ticket that is tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ticket {
+    /// Nothing yet.
+    Tried,
+    /// It is of no use, and why was said.
+    Useless,
 }
 
 /// Who says a line.
@@ -61,10 +76,19 @@ impl Words {
         Self { is_proxied, ..Self::default() }
     }
 
-    /// Takes a line in.
+    /// Takes a line in, with its end.
     pub(crate) fn hear(&mut self, line: &str) -> Speaker {
+        // `ssh` ends what it says by both characters, so one alone is within a text. After the login
+        // the command speaks too, and in its own way.
+        let goes_on = self.step < Step::LoggedIn && line.ends_with('\n') && !line.ends_with("\r\n");
         let line = line.trim_end();
+        if std::mem::take(&mut self.is_cut) {
+            self.is_cut = goes_on;
+            self.follow_on(line.trim());
+            return Speaker::Trace;
+        }
         if let Some(trace) = trace(line) {
+            self.is_cut = goes_on;
             self.follow(trace);
             return Speaker::Trace;
         }
@@ -96,6 +120,10 @@ impl Words {
             if let Some(key) = self.key.take() {
                 self.tried.push(format!("key `{key}`: not accepted"));
             }
+            if self.ticket == Some(Ticket::Tried) {
+                self.ticket = Some(Ticket::Useless);
+                self.tried.push(format!("{KERBEROS}not accepted"));
+            }
             self.takes = Some(methods.replace(',', ", "));
         } else if let Some(key) = trace.strip_prefix("Offering public key: ") {
             self.key = Some(key_name(key));
@@ -104,9 +132,24 @@ impl Words {
         } else if trace.starts_with("mux_client_request_session: master session id") {
             self.step = Step::LoggedIn;
         }
-        if self.key.is_some() && trace.starts_with("Next authentication method: ") {
+        if let Some(method) = trace.strip_prefix("Next authentication method: ") {
             // A usual file that is not there was passed over.
             self.key = None;
+            self.ticket = method.starts_with("gssapi").then_some(Ticket::Tried);
+        }
+    }
+
+    /// Takes a further line of a trace in: the reason why there is no ticket is one.
+    fn follow_on(&mut self, line: &str) {
+        if self.ticket.is_none() || line.is_empty() {
+            return;
+        }
+        self.ticket = Some(Ticket::Useless);
+        let reason: String = line.chars().filter(|c| !c.is_control()).take(COMPLAINT_MAX).collect();
+        let reason = format!("{KERBEROS}{reason}");
+        // Each mechanism says it again.
+        if !self.tried.contains(&reason) && self.tried.len() < COMPLAINTS {
+            self.tried.push(reason);
         }
     }
 
@@ -217,6 +260,12 @@ impl Words {
             error.causes.push(format!("the server takes {takes}"));
         }
         error.causes.extend(self.last_words());
+        if self.tried.iter().any(|it| it.starts_with(KERBEROS)) {
+            return error.with_hint(
+                "check the user's name, and `identity_files` or the agent's keys; a ticket of \
+                 Kerberos comes from `kinit`, and `klist` shows it",
+            );
+        }
         error.with_hint("check the user's name, and `identity_files` or the agent's keys")
     }
 

@@ -452,13 +452,20 @@ impl Login<'_> {
             error.causes.push(format!("{left_out} more keys were not tried"));
             return error.with_hint("name the right key with `identity_files`");
         }
-        if let Some(allowed) = allowed.filter(|allowed| !allowed.is_empty()) {
+        let allowed = allowed.unwrap_or_default();
+        if !allowed.is_empty() {
             error.causes.push(format!("the server takes {}", allowed.join(", ")));
         }
         if state.identities.iter().any(|identity| identity.hardware().is_some()) {
             return error.with_hint(
                 "`backend=openssh` can use a security key, and so can `backend=libssh` where an \
                  agent holds it: `ssh-add FILE`",
+            );
+        }
+        if allowed.iter().any(|method| method.starts_with("gssapi")) {
+            return error.with_hint(
+                "check the user's name, and `identity_files` or the agent's keys; \
+                 `backend=openssh` can log in by a ticket of Kerberos",
             );
         }
         error.with_hint("check the user's name, and `identity_files` or the agent's keys")
