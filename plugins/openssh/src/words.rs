@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use distant_plugin_api::{ErrorKind, LaunchError};
 use distant_ssh::config::Settings;
+use distant_ssh::known_hosts::KnownHosts;
 
 /// Complaints that are kept, and their length.
 const COMPLAINTS: usize = 40;
@@ -43,6 +44,8 @@ pub(crate) struct Words {
     complaints: Vec<String>,
     /// How many complaints are not kept any more.
     left_out: usize,
+    /// The kind of key that the host has shown last.
+    host_key: Option<String>,
     key: Option<String>,
     /// What is known of a ticket of Kerberos, while one is tried.
     ticket: Option<Ticket>,
@@ -113,7 +116,8 @@ impl Words {
     }
 
     fn follow(&mut self, trace: &str) {
-        if trace.starts_with("Server host key: ") {
+        if let Some(key) = trace.strip_prefix("Server host key: ") {
+            self.host_key = key.split(' ').next().map(str::to_owned);
             self.reach(Step::HostKey);
         } else if let Some(methods) = trace.strip_prefix("Authentications that can continue: ") {
             self.reach(Step::Authenticating);
@@ -208,7 +212,7 @@ impl Words {
         let place = place(settings);
         let error = LaunchError::new;
         let made = if self.says("REMOTE HOST IDENTIFICATION HAS CHANGED") {
-            return self.changed(&place);
+            return self.changed(&place, settings);
         } else if ["is marked as revoked", "REVOKED HOST KEY", " revoked by file "]
             .iter()
             .any(|text| self.says(text))
@@ -269,14 +273,27 @@ impl Words {
         error.with_hint("check the user's name, and `identity_files` or the agent's keys")
     }
 
-    fn changed(&self, place: &str) -> LaunchError {
+    fn changed(&self, place: &str, settings: &Settings) -> LaunchError {
         let message = format!("the host key of `{place}` is not the one that is known");
         let mut error = LaunchError::new(ErrorKind::HostKey, message);
-        let offending = self.complaints.iter().find_map(|line| {
-            let (_, at) = line.strip_prefix("Offending ")?.split_once(" in ")?;
-            at.rsplit_once(':')
+        // `Host key for NAME has changed and you have requested strict checking.`
+        let name = self.complaints.iter().find_map(|line| {
+            let rest = line.strip_prefix("Host key for ")?;
+            rest.split_once(" has changed").map(|(name, _)| name)
         });
-        if let Some((file, line)) = offending {
+        // `ssh` names the last line of the host, even one with a key of another kind.
+        let files = [&settings.known_hosts[..], &settings.global_known_hosts].concat();
+        let known = KnownHosts::read(&files, &[]);
+        let same_kind = name.zip(self.host_key.as_deref()).and_then(|(name, kind)| {
+            known.first(name, kind).map(|at| (at.file.display().to_string(), at.line.to_string()))
+        });
+        let offending = same_kind.or_else(|| {
+            self.complaints.iter().find_map(|line| {
+                let (_, at) = line.strip_prefix("Offending ")?.split_once(" in ")?;
+                at.rsplit_once(':').map(|(file, line)| (file.to_owned(), line.to_owned()))
+            })
+        });
+        if let Some((file, line)) = &offending {
             error = error.caused_by(format!("{file}, line {line}, has another one"));
         }
         let fingerprint = self.complaints.iter().find(|line| line.starts_with("SHA256:"));
@@ -284,12 +301,7 @@ impl Words {
             error =
                 error.caused_by(format!("the host shows {}", fingerprint.trim_end_matches('.')));
         }
-        // `Host key for NAME has changed and you have requested strict checking.`
-        let name = self.complaints.iter().find_map(|line| {
-            let rest = line.strip_prefix("Host key for ")?;
-            rest.split_once(" has changed").map(|(name, _)| name)
-        });
-        match (name, offending) {
+        match (name, &offending) {
             (Some(name), Some((file, _))) => error.with_hint(format!(
                 "somebody may be in between. If the host was set up anew: `ssh-keygen -R {} -f {}`",
                 shell_words::quote(name),

@@ -138,6 +138,12 @@ impl KnownHosts {
         self.of(name).any(|line| line.marker == Marker::Authority)
     }
 
+    /// The first line with a key of this kind for the host.
+    pub fn first(&self, name: &str, kind: &str) -> Option<Place> {
+        let mut lines = self.of(name).filter(|line| line.marker == Marker::Plain);
+        lines.find(|line| line.kind == kind).map(|line| line.place.clone())
+    }
+
     fn of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Line> {
         self.lines.iter().filter(move |line| is_for(&line.hosts, name))
     }
@@ -158,9 +164,9 @@ impl KnownHosts {
             .of(name)
             .filter(|line| line.marker == Marker::Plain && line.kind == kind)
             .collect();
-        match same_kind.first() {
+        match self.first(name, &kind) {
             _ if same_kind.iter().any(|line| line.key == key) => Verdict::Known,
-            Some(line) => Verdict::Changed(line.place.clone()),
+            Some(place) => Verdict::Changed(place),
             None => {
                 let others = self.of(name).filter(|line| line.marker == Marker::Plain);
                 let others = others.map(|line| (line.place.clone(), line.kind.clone()));
