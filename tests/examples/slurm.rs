@@ -1,28 +1,46 @@
-//! `slurm://`: a shell script of level a, on a real slurm that has one node and cleans up by cgroups.
+//! `slurm://`: a shell script of level a, on a real slurm that has one node. It cleans up by what this
+//! machine has, and the report of the tests says by what that was.
 
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Once;
 
 use super::{conforms, example, install, kill_worker, over_there, refused};
 use crate::support::{
-    eventually, programs, Home, Invocation, Look, Manager, Running, Signal, PATIENCE,
+    eventually, programs, report, Home, Invocation, Look, Manager, Running, Signal, PATIENCE,
 };
 
 /// The cluster's network, which nobody else is in.
 const ADDRESS: &str = "10.99.0.1";
 
-/// Starts both daemons, says when the node is there, and ends them when it is told to.
+/// Starts both daemons, says when the one has heard of the other, and ends them when it is told to.
 const SCRIPT: &str = r#"
 ip link set lo up && ip link add near type veth peer far && ip address add $1/24 dev near &&
-    ip link set near up && ip link set far up && hostname $2 || exit
-slurmctld -D & control=$!
+    ip link set near up && ip link set far up && hostname $2 && mkfifo "$3" || exit
+slurmctld -D 2> "$3" & control=$!
 slurmd -D -N $2 & node=$!
 trap 'kill $node; wait $node; kill $control; wait $control; exit 0' TERM
-until sinfo --noheader --format=%t 2>&1 | grep -qx idle; do sleep 0.1; done
-echo ready
-wait
+exec 3< "$3"
+while IFS= read -r line <&3; do
+    printf '%s\n' "$line" >&2
+    case $line in
+        *"registration complete for $2 "*) echo ready; cat <&3 >&2 & wait ;;
+    esac
+done
 "#;
+
+/// How slurm finds the processes of a job: by their cgroup, or by their parents where this machine has
+/// cgroups of version 2 alone, or none.
+fn tracking() -> (&'static str, &'static str) {
+    static SAID: Once = Once::new();
+    let (plugin, config) = match Path::new("/sys/fs/cgroup/freezer").is_dir() {
+        true => ("proctrack/cgroup", "CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\n"),
+        false => ("proctrack/linuxproc", "CgroupPlugin=cgroup/v1\nCgroupMountpoint=/nowhere\n"),
+    };
+    SAID.call_once(|| report(format!("slurm ends jobs by {plugin}")));
+    (plugin, config)
+}
 
 /// A cluster of one node with two processors, in a network of its own.
 struct Cluster<'a> {
@@ -39,23 +57,21 @@ impl<'a> Cluster<'a> {
         let folder = home.path("slurm").display().to_string();
         fs::create_dir_all(home.path("slurm/state")).unwrap();
         fs::create_dir_all(home.path("slurm/spool")).unwrap();
+        let (plugin, cgroups) = tracking();
         let config = format!(
             "ClusterName=test\nSlurmctldHost={node}({ADDRESS})\nSlurmUser=root\nSlurmdUser=root\n\
              AuthType=auth/none\nCredType=cred/none\nStateSaveLocation={folder}/state\n\
              SlurmdSpoolDir={folder}/spool\nSlurmctldPidFile={folder}/control.pid\n\
-             SlurmdPidFile={folder}/node.pid\nProctrackType=proctrack/cgroup\nTaskPlugin=task/none\n\
-             MpiDefault=none\nReturnToService=2\nSelectType=select/cons_tres\n\
+             SlurmdPidFile={folder}/node.pid\nProctrackType={plugin}\nTaskPlugin=task/none\n\
+             SlurmctldDebug=debug2\nMpiDefault=none\nReturnToService=2\nSelectType=select/cons_tres\n\
              SelectTypeParameters=CR_CPU\nSchedulerParameters=sched_min_interval=0\n\
              NodeName={node} NodeHostname={node} NodeAddr={ADDRESS} CPUs=2 State=UNKNOWN\n\
              PartitionName=debug Nodes={node} Default=YES MaxTime=INFINITE State=UP\n"
         );
         home.write("slurm/slurm.conf", config);
-        let cgroups = match Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
-            true => "CgroupPlugin=cgroup/v2\nIgnoreSystemd=yes\n",
-            false => "CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\n",
-        };
         home.write("slurm/cgroup.conf", cgroups);
-        let words = ["--net", "--uts", "sh", "-c", SCRIPT, "slurm", ADDRESS, &node];
+        let log = format!("{folder}/log");
+        let words = ["--net", "--uts", "sh", "-c", SCRIPT, "slurm", ADDRESS, &node, &log];
         let daemons = home.program("unshare", words).env("SLURM_CONF", config_of(home)).start();
         assert_eq!(daemons.line(), "ready", "{}", daemons.told());
         Self { home, daemons: Some(daemons), node }
