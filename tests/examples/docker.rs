@@ -1,26 +1,67 @@
-//! `docker://`: a library of level a in Rust, over real containers. What is called docker here is podman,
-//! which takes the same command line and needs no daemon.
+//! `docker://`: a library of level a in Rust, over real containers: docker's own, by a daemon of the
+//! test, and those of podman, which takes the same command line and needs no daemon.
 
 use std::fs;
 use std::os::unix::fs::symlink;
 
 use super::{built, cargo, conforms, install, kill_worker, over_there, refused};
-use crate::support::{eventually, programs, Finished, Home, Invocation, Manager, Signal};
+use crate::support::{
+    eventually, programs, Finished, Home, Invocation, Manager, Running, Signal, PATIENCE,
+};
+
+/// Makes one test for each engine of each body.
+macro_rules! each_engine {
+    ($(fn $name:ident($engine:ident: Engine) $body:block)*) => {$(
+        mod $name {
+            use super::*;
+
+            fn body($engine: Engine) $body
+
+            #[test]
+            fn dockerd() {
+                body(Engine::Dockerd);
+            }
+
+            #[test]
+            fn podman_as_docker() {
+                body(Engine::PodmanAsDocker);
+            }
+        }
+    )*};
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Engine {
+    Dockerd,
+    PodmanAsDocker,
+}
 
 /// Containers of this home alone. They have this machine's programs and our `distant`.
-struct Containers<'a>(&'a Home);
+struct Containers<'a> {
+    home: &'a Home,
+    daemon: Option<Running>,
+}
 
 impl<'a> Containers<'a> {
-    fn new(home: &'a Home) -> Self {
-        let at = |name: &str| home.path("podman").join(name).display().to_string();
+    fn new(home: &'a Home, engine: Engine) -> Self {
+        let at = |name: &str| home.path("engine").join(name).display().to_string();
         for name in ["root", "run", "tmp", "rootfs"] {
             fs::create_dir_all(at(name)).unwrap();
         }
         for name in ["bin", "lib", "lib64", "sbin"] {
-            symlink(format!("usr/{name}"), home.path("podman/rootfs").join(name)).unwrap();
+            symlink(format!("usr/{name}"), home.path("engine/rootfs").join(name)).unwrap();
         }
+        // What says nothing in a server's place.
+        home.script("engine/rootfs/mute", "#!/bin/sh\nexec sleep 2000\n");
+        match engine {
+            Engine::Dockerd => Self::with_daemon(home, &at),
+            Engine::PodmanAsDocker => Self::with_podman(home, &at),
+        }
+    }
+
+    fn with_podman(home: &'a Home, at: &dyn Fn(&str) -> String) -> Self {
         // What it would give to a container by default may be more than this machine allows.
-        home.write("podman/containers.conf", "[containers]\ndefault_ulimits = []\n");
+        home.write("engine/containers.conf", "[containers]\ndefault_ulimits = []\n");
         home.script(
             "bin/docker",
             &format!(
@@ -32,28 +73,63 @@ impl<'a> Containers<'a> {
                 at("tmp"),
             ),
         );
-        Self(home)
+        Self { home, daemon: None }
+    }
+
+    /// Nothing of this machine's network is touched: its containers have none, or the machine's.
+    fn with_daemon(home: &'a Home, at: &dyn Fn(&str) -> String) -> Self {
+        let socket = format!("unix://{}", at("socket"));
+        let words =
+            ["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"];
+        let daemon = home.program("dockerd", words);
+        let places = [("data-root", "root"), ("exec-root", "run"), ("pidfile", "pid")];
+        let daemon = places
+            .into_iter()
+            .fold(daemon, |daemon, (flag, name)| daemon.arg(format!("--{flag}={}", at(name))));
+        let daemon = daemon.args(&["--storage-driver=vfs", "--host", &socket]).start();
+        eventually("the daemon of docker", || {
+            assert!(!daemon.ends_within(std::time::Duration::ZERO), "{}", daemon.told());
+            daemon.told().contains("API listen on").then_some(())
+        });
+        let client = format!("#!/bin/sh\nexec /usr/bin/docker --host {socket} \"$@\"\n");
+        home.script("bin/docker", &client);
+        let this = Self { home, daemon: Some(daemon) };
+        // An image out of nothing, as there is no registry here.
+        let archive = at("rootfs.tar");
+        let tar = ["-C", &at("rootfs"), "-cf", &archive, "."];
+        home.program("tar", tar).run().success();
+        this.docker(["import", &archive, "rootfs"]).success();
+        this
     }
 
     fn docker<'b>(&self, words: impl IntoIterator<Item = &'b str>) -> Finished {
-        self.0.program(self.0.path("bin/docker"), words).run()
+        self.home.program(self.home.path("bin/docker"), words).run()
     }
 
     /// Starts one with this network.
     fn start(&self, name: &str, network: &str) {
         let distant = format!("{}:/opt/distant/bin/distant:ro", programs().distant.display());
-        let rootfs = self.0.path("podman/rootfs").display().to_string();
+        let rootfs = self.home.path("engine/rootfs").display().to_string();
         let words = ["run", "--detach", "--name", name, "--network", network];
         let limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"];
         let volumes = ["--volume", "/usr:/usr:ro", "--volume", &distant];
-        let command = ["--rootfs", &rootfs, "sleep", "10000"];
-        let words = words.into_iter().chain(limits).chain(volumes).chain(command);
-        self.docker(words).success();
+        let image: &[&str] = match self.daemon {
+            Some(_) => &["rootfs"],
+            None => &["--rootfs", &rootfs],
+        };
+        let image = image.iter().copied();
+        let words = words.into_iter().chain(limits).chain(volumes).chain(image);
+        self.docker(words.chain(["sleep", "10000"])).success();
+    }
+
+    /// What runs in one.
+    fn processes(&self, name: &str) -> String {
+        self.docker(["top", name, "-eo", "pid,args"]).success().stdout
     }
 
     /// Whether a server runs in one.
     fn has_server(&self, name: &str) -> bool {
-        self.docker(["top", name, "args"]).success().stdout.contains("server listen")
+        self.processes(name).contains("server listen")
     }
 
     #[track_caller]
@@ -64,8 +140,14 @@ impl<'a> Containers<'a> {
 
 impl Drop for Containers<'_> {
     fn drop(&mut self) {
-        let removed = self.docker(["rm", "--all", "--force", "--time", "0"]);
-        assert!(removed.status.success() || std::thread::panicking(), "{}", removed.told());
+        let all = self.docker(["ps", "--all", "--quiet"]).stdout;
+        let removed = self.docker(["rm", "--force"].into_iter().chain(all.split_whitespace()));
+        let mut is_clean = removed.status.success() || all.is_empty();
+        if let Some(daemon) = self.daemon.take() {
+            daemon.signal(Signal::TERM);
+            is_clean &= daemon.ends_within(PATIENCE);
+        }
+        assert!(is_clean || std::thread::panicking(), "{}", removed.told());
     }
 }
 
@@ -85,86 +167,83 @@ fn the_tests_of_the_plugin_in_rust_pass() {
     cargo("docker", &["test"]);
 }
 
-#[test]
-fn docker_passes_the_conformance_kit_launches_included_with_podman_as_docker() {
-    let home = home();
-    let containers = Containers::new(&home);
-    containers.start("box", "none");
-    let plugin = built("docker").join("debug/libdistant_plugin_docker.so");
-    let words =
-        ["--launch", "docker://box", "--unreachable", "docker://nonesuch", "--only", "load."];
-    // Not eight at a time: podman lets one exec wait for the other.
-    let cases =
-        ["plain", "slow", "nonsense", "unreachable", "refused", "cancel", "hang_up", "secrets"];
-    let only = cases.iter().flat_map(|case| ["--only", case]);
-    conforms(&home, &plugin, &words.into_iter().chain(only).collect::<Vec<_>>(), 15);
-    containers.assert_no_server("box");
-}
+each_engine! {
+    fn docker_passes_the_conformance_kit_launches_included(engine: Engine) {
+        let home = home();
+        let containers = Containers::new(&home, engine);
+        containers.start("box", "none");
+        let plugin = built("docker").join("debug/libdistant_plugin_docker.so");
+        let words =
+            ["--launch", "docker://box", "--unreachable", "docker://nonesuch", "--only", "load."];
+        // Not eight at a time: podman lets one exec wait for the other.
+        let cases =
+            ["plain", "slow", "nonsense", "unreachable", "refused", "cancel", "hang_up", "secrets"];
+        let only = cases.iter().flat_map(|case| ["--only", case]);
+        conforms(&home, &plugin, &words.into_iter().chain(only).collect::<Vec<_>>(), 15);
+        containers.assert_no_server("box");
+    }
 
-#[test]
-fn docker_gets_into_a_container_without_a_network_with_podman_as_docker() {
-    let home = home();
-    let containers = Containers::new(&home);
-    containers.start("box", "none");
-    let manager = Manager::start(&home);
-    let id = launch(&home, "docker://box").run().id().to_string();
-    assert_eq!(over_there(&home, &["cat", "/proc/1/cmdline"]), "sleep\u{0}10000\u{0}");
-    assert_eq!(over_there(&home, &["head", "-c", "1000000", "/dev/zero"]).len(), 1_000_000);
-    home.ours(["manager", "kill", &id]).run().success();
-    containers.assert_no_server("box");
-    manager.assert_no_offspring();
+    fn docker_gets_into_a_container_without_a_network(engine: Engine) {
+        let home = home();
+        let containers = Containers::new(&home, engine);
+        containers.start("box", "none");
+        let manager = Manager::start(&home);
+        let id = launch(&home, "docker://box").run().id().to_string();
+        assert_eq!(over_there(&home, &["cat", "/proc/1/cmdline"]), "sleep\u{0}10000\u{0}");
+        assert_eq!(over_there(&home, &["head", "-c", "1000000", "/dev/zero"]).len(), 1_000_000);
+        home.ours(["manager", "kill", &id]).run().success();
+        containers.assert_no_server("box");
+        manager.assert_no_offspring();
 
-    // The tunnel is gone with its worker, and the server with that.
-    launch(&home, "docker://box").run().id();
-    assert!(containers.has_server("box"));
-    kill_worker(&manager);
-    containers.assert_no_server("box");
-    manager.assert_no_offspring();
-}
+        // The tunnel is gone with its worker, and the server with that.
+        launch(&home, "docker://box").run().id();
+        assert!(containers.has_server("box"));
+        kill_worker(&manager);
+        containers.assert_no_server("box");
+        manager.assert_no_offspring();
+    }
 
-#[test]
-fn docker_leaves_a_server_in_a_container_with_a_network_with_podman_as_docker() {
-    let home = home();
-    let containers = Containers::new(&home);
-    containers.start("net", "host");
-    let manager = Manager::start(&home);
-    let options = "--options=container=net,user=65534";
-    let id = launch(&home, "docker://localhost").arg(options).run().id().to_string();
-    assert_eq!(over_there(&home, &["id", "-u"]), "65534\n");
-    // Nothing of ours stays behind for it.
-    manager.assert_no_offspring();
-    assert!(containers.has_server("net"));
-    home.ours(["manager", "kill", &id]).run().success();
-    containers.assert_no_server("net");
-}
+    fn docker_leaves_a_server_in_a_container_with_a_network(engine: Engine) {
+        let home = home();
+        let containers = Containers::new(&home, engine);
+        containers.start("net", "host");
+        let manager = Manager::start(&home);
+        let options = "--options=container=net,user=65534";
+        let id = launch(&home, "docker://localhost").arg(options).run().id().to_string();
+        assert_eq!(over_there(&home, &["id", "-u"]), "65534\n");
+        // Nothing of ours stays behind for it.
+        manager.assert_no_offspring();
+        assert!(containers.has_server("net"));
+        home.ours(["manager", "kill", &id]).run().success();
+        containers.assert_no_server("net");
+    }
 
-#[test]
-fn docker_says_what_is_wrong_and_leaves_nothing_with_podman_as_docker() {
-    let home = home();
-    let containers = Containers::new(&home);
-    containers.start("box", "none");
-    let manager = Manager::start(&home);
-    refused(launch(&home, "docker://nonesuch"), &["error: there is no container `nonesuch`\n"]);
-    let missing = launch(&home, "docker://box").arg("--distant=/nowhere/distant");
-    refused(missing, &["error: there is no `/nowhere/distant` on `box`\n"]);
-    let never = launch(&home, "docker://box").arg("--options=tunnel=never");
-    refused(never, &["listens where only docker exec can reach it"]);
-    let absent = launch(&home, "docker://box").arg("--options=program=nonesuch");
-    refused(absent, &["error: cannot run `nonesuch`\n", "hint: install it"]);
+    fn docker_says_what_is_wrong_and_leaves_nothing(engine: Engine) {
+        let home = home();
+        let containers = Containers::new(&home, engine);
+        containers.start("box", "none");
+        let manager = Manager::start(&home);
+        refused(launch(&home, "docker://nonesuch"), &["error: there is no container `nonesuch`\n"]);
+        let missing = launch(&home, "docker://box").arg("--distant=/nowhere/distant");
+        refused(missing, &["error: there is no `/nowhere/distant` on `box`\n"]);
+        let never = launch(&home, "docker://box").arg("--options=tunnel=never");
+        refused(never, &["listens where only docker exec can reach it"]);
+        let absent = launch(&home, "docker://box").arg("--options=program=nonesuch");
+        refused(absent, &["error: cannot run `nonesuch`\n", "hint: install it"]);
 
-    home.script("podman/rootfs/mute", "#!/bin/sh\nexec sleep 2000\n");
-    // A server that says nothing, until the person has enough of it.
-    let mute = launch(&home, "docker://box").arg("--distant=/mute").start();
-    eventually("what is taken for a server", || {
-        containers.docker(["top", "box", "args"]).stdout.contains("sleep 2000").then_some(())
-    });
-    mute.signal(Signal::INT);
-    mute.finish().code(130);
-    eventually("its end", || {
-        (!containers.docker(["top", "box", "args"]).stdout.contains("sleep 2000")).then_some(())
-    });
-    containers.docker(["stop", "--time", "0", "box"]).success();
-    let stopped = ["error: the container `box` does not run\n", "hint: `docker start box`"];
-    refused(launch(&home, "docker://box"), &stopped);
-    manager.assert_no_offspring();
+        // A server that says nothing, until the person has enough of it.
+        let mute = launch(&home, "docker://box").arg("--distant=/mute").start();
+        eventually("what is taken for a server", || {
+            containers.processes("box").contains("sleep 2000").then_some(())
+        });
+        mute.signal(Signal::INT);
+        mute.finish().code(130);
+        eventually("its end", || {
+            (!containers.processes("box").contains("sleep 2000")).then_some(())
+        });
+        containers.docker(["stop", "--time", "0", "box"]).success();
+        let stopped = ["error: the container `box` does not run\n", "hint: `docker start box`"];
+        refused(launch(&home, "docker://box"), &stopped);
+        manager.assert_no_offspring();
+    }
 }
