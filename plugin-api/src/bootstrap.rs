@@ -176,7 +176,7 @@ pub fn launch(
         (started, _) => started?,
     };
     match offer::offer(remote, request, tunnel, caller, &mut server) {
-        Ok(()) => server.keep(&request.destination.host),
+        Ok(()) => server.keep(&request.destination.host, KEEP_LIMIT),
         Err(error) => {
             server.kill();
             Err(error)
@@ -232,11 +232,11 @@ impl Server {
     }
 
     /// Lets the server live without us, and waits until the command says that it does.
-    fn keep(&mut self, place: &str) -> Result<(), LaunchError> {
+    fn keep(&mut self, place: &str, limit: Duration) -> Result<(), LaunchError> {
         let Some(mut stdin) = self.stdin.take() else { return Ok(()) };
         // If this fails, the connection is gone, which is what is found just below.
         let _ = stdin.write_all(script::KEEP.as_bytes());
-        let deadline = Instant::now() + KEEP_LIMIT;
+        let deadline = Instant::now() + limit;
         loop {
             while let Some(line) = self.watch.next_line() {
                 if line == "kept" {
@@ -246,8 +246,9 @@ impl Server {
             }
             self.watch.total = 0;
             match self.watch.wait(Some(deadline), None)? {
-                Woken::Data | Woken::Writable => {}
-                Woken::End | Woken::Deadline => {
+                // What never stops printing would keep us from seeing that it is late.
+                Woken::Data | Woken::Writable if Instant::now() < deadline => {}
+                _ => {
                     let message = format!("the server on `{place}` ended with what started it");
                     return Err(LaunchError::new(ErrorKind::Unreachable, message)
                         .caused_by("the connection ended before the server was told to stay"));
@@ -307,8 +308,9 @@ impl Found {
                 return Err(self.flood(place, watch));
             }
             match watch.wait(Some(deadline), Some(caller))? {
+                // Also of what never stops printing, so that it always has data.
+                _ if self.line.is_some() && Instant::now() >= deadline => return Ok(()),
                 Woken::Data | Woken::Writable => {}
-                Woken::Deadline if self.line.is_some() => return Ok(()),
                 Woken::Deadline => return Err(self.silence(place, limit, watch)),
                 Woken::End => {
                     watch.drain(WORDS_LIMIT);

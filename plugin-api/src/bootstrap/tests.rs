@@ -451,3 +451,32 @@ fn a_server_that_never_says_its_pid_is_ended_too() {
         }
     }
 }
+
+#[test]
+fn what_never_stops_printing_does_not_keep_a_launch_from_its_limit() {
+    let mut yes = Command::new("yes").stdout(Stdio::piped()).spawn().unwrap();
+    let (errors, nobody) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    let stdin = File::options().write(true).open("/dev/null").unwrap().into();
+    let stdout = yes.stdout.take().unwrap().into();
+    let running = Running { stdin, stdout, stderr: errors, ending: Box::new(|| None) };
+    let (watch, stdin) = Watch::new(running, "mark".into());
+    let line = format!("distant://:{}@127.0.0.1:4242", "0f".repeat(32));
+    let mut server = Server {
+        line: ConnectLine::parse(&line).unwrap(),
+        addresses: Vec::new(),
+        pid: None,
+        proof: false,
+        watch,
+        stdin: Some(stdin.into()),
+    };
+    let error = server.keep("box", Duration::from_millis(100)).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unreachable);
+    // And while the rest of a server's words is waited for.
+    let (caller, _) = host(vec![], false);
+    let mut found = Found { line: Some(server.line.clone()), ..Found::default() };
+    let limit = Duration::from_millis(100);
+    found.listen(&request(None, &[]), limit, &mut server.watch, &caller).unwrap();
+    drop((server, nobody));
+    let _ = yes.kill();
+    yes.wait().unwrap();
+}
