@@ -261,7 +261,11 @@ fn progress_text(progress: &Progress) -> String {
     match progress.total {
         before if progress.stage == Stage::Wait => wait_text(before),
         0 => stage.to_owned(),
-        total => format!("{stage}: {} %", progress.done.min(total) * 100 / total),
+        total => {
+            // Whatever a plugin says, without an overflow.
+            let percent = u128::from(progress.done.min(total)) * 100 / u128::from(total);
+            format!("{stage}: {percent} %")
+        }
     }
 }
 
@@ -368,5 +372,6 @@ mod tests {
         );
         assert_eq!(progress(Stage::Upload, 3, 4), "uploading distant: 75 %");
         assert_eq!(progress(Stage::Upload, 9, 4), "uploading distant: 100 %");
+        assert_eq!(progress(Stage::Upload, u64::MAX, u64::MAX), "uploading distant: 100 %");
     }
 }
