@@ -4,8 +4,9 @@
 //! it must not get is the key, or a connection that somebody trusts.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::sync::{mpsc, Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use distant_plugin_api::connect_line::ConnectLine;
 
@@ -53,11 +54,7 @@ impl Middle {
 
 /// Is the server for the client, the client for the server, and reads what it hands on.
 fn relay(client: TcpStream, server: SocketAddr, seen: &Arc<Mutex<Vec<u8>>>) {
-    let mut to_client = Wire::over(client);
-    let mut to_server = Wire::open_server(server);
-    if to_client.be_server().is_err() || to_server.be_client().is_err() {
-        return;
-    }
+    let Some((to_client, to_server)) = between(client, server) else { return };
     let directions = [(to_client.twin(), to_server.twin()), (to_server, to_client)];
     for (mut from, mut to) in directions {
         let seen = seen.clone();
@@ -72,6 +69,45 @@ fn relay(client: TcpStream, server: SocketAddr, seen: &Arc<Mutex<Vec<u8>>>) {
             to.end();
         });
     }
+}
+
+/// Goes through both handshakes.
+fn between(client: TcpStream, server: SocketAddr) -> Option<(Wire, Wire)> {
+    let (mut to_client, mut to_server) = (Wire::over(client), Wire::open_server(server));
+    to_client.be_server().and_then(|()| to_server.be_client()).ok()?;
+    Some((to_client, to_server))
+}
+
+/// Stands before a server, for one connection, and hands on what its programs print only with the
+/// answer to the request that follows their end; that only once it is told to.
+fn late(server: SocketAddr, go: mpsc::Receiver<()>) -> Middle {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        let (mut to_client, mut to_server) = between(listener.accept().unwrap().0, server).unwrap();
+        let (mut from_client, mut requests) = (to_client.twin(), to_server.twin());
+        thread::spawn(move || {
+            while from_client.receive_any().and_then(|it| requests.send(&it)).is_ok() {}
+            requests.end();
+        });
+        let mut kept = Vec::new();
+        while let Ok(content) = to_server.receive_any() {
+            let holds = |text: &[u8]| content.windows(text.len()).any(|it| it == text);
+            if holds(b"proc_stdout") {
+                kept.push(content);
+                continue;
+            }
+            if holds(b"_last") {
+                go.recv().unwrap();
+                kept.drain(..).for_each(|it| to_client.send(&it).unwrap());
+            }
+            if to_client.send(&content).is_err() {
+                break;
+            }
+        }
+        to_client.end();
+    });
+    Middle { address, seen: Arc::default() }
 }
 
 /// A launch whose plugin offers this server by way of the machine in the middle.
@@ -133,6 +169,20 @@ fn a_launch_by_way_of_a_machine_in_the_middle_fails_and_leaves_nothing() {
     let line = ConnectLine::parse(&said_to(&home)()).unwrap();
     assert!(!middle.saw(line.key.expose_hex().expose()), "the key has passed the middle");
     manager.assert_no_offspring();
+}
+
+#[test]
+fn the_last_output_of_a_command_is_waited_for_over_a_slow_line() {
+    let home = Home::new();
+    let server = Server::start_peer(&home);
+    let (go, told) = mpsc::channel();
+    let middle = late(server.address, told);
+    let _manager = Manager::start(&home);
+    launch(&home, &server, &middle, false).run().id();
+    let spawn = home.ours(["spawn", "--", "echo", "hi"]).start();
+    assert!(!spawn.ends_within(Duration::from_millis(500)), "{}", spawn.told());
+    go.send(()).unwrap();
+    assert_eq!(spawn.finish().success().stdout, "hi\n");
 }
 
 /// Reads what the launched server has said about itself.

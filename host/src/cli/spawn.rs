@@ -35,7 +35,9 @@ use crate::wire::message::{ClientExtension, Header, EXTENSION};
 const CHUNK: usize = 16 * 1024;
 /// Requests with input that are under way at the same time.
 const WINDOW: usize = 16;
-/// How long the last output of a program that has ended may take after a round trip.
+/// How long a round trip to the server may take after a program has ended there.
+const ROUND_TRIP: Duration = Duration::from_secs(10);
+/// How long the last output of the program may take after that.
 const TAIL: Duration = Duration::from_millis(50);
 /// How long the end of a program there may take after Ctrl-C here.
 const KILL: Duration = Duration::from_secs(1);
@@ -237,16 +239,18 @@ impl<'a> Program<'a> {
         terminal: &Terminal,
     ) -> Result<ExitCode, LaunchError> {
         let mut code = None;
+        let mut limit = ROUND_TRIP;
         loop {
             let message = match code {
                 None => next(&mut receiver).await?,
                 // Output that was under way when the program ended still comes.
-                Some(code) => match tokio::time::timeout(TAIL, next(&mut receiver)).await {
+                Some(code) => match tokio::time::timeout(limit, next(&mut receiver)).await {
                     Ok(message) => message?,
                     Err(_) => return Ok(ExitCode::from(code)),
                 },
             };
             match message {
+                (id, _) if id == LAST => limit = TAIL,
                 (_, Response::ProcStdout { data, .. }) => match &mut translator {
                     None => terminal.stream(data).await?,
                     Some(translator) => {
