@@ -16,7 +16,7 @@ use super::plan::{parse_destination, parse_options};
 use super::questions::{Expected, Given};
 use super::requester::{challenge_message, Requester};
 use super::service::Manager;
-use super::tickets::{Redemption, Shown};
+use super::tickets::{Redeemed, Redemption, Shown};
 use crate::wire::client::{Client, ClientOptions, ConnectError, Credential};
 use crate::wire::message::ManagerResponse;
 
@@ -38,9 +38,21 @@ pub(super) async fn run(
         }
     };
     match connected {
-        Ok(id) => requester.tell(&ManagerResponse::Connected { id }).await,
+        Ok(Connected::ByHand(id)) => requester.tell(&ManagerResponse::Connected { id }).await,
+        Ok(Connected::Launched(Redeemed { id, told })) => {
+            if requester.tell_for_sure(&ManagerResponse::Connected { id }).await.is_ok() {
+                // Its launch does not wait any more if it was given up meanwhile.
+                let _ = told.send(());
+            }
+        }
         Err(error) => requester.fail(&error).await,
     }
+}
+
+/// A connection that was asked for.
+enum Connected {
+    ByHand(u32),
+    Launched(Redeemed),
 }
 
 async fn connect(
@@ -48,30 +60,33 @@ async fn connect(
     requester: &Requester,
     destination: &Secret,
     options: &Secret,
-) -> Result<u32, LaunchError> {
+) -> Result<Connected, LaunchError> {
     let destination = parse_destination(destination.expose(), SCHEME)?;
     if !destination.has_scheme(SCHEME) {
         return Err(not_distant(&destination));
     }
     if let Some(ticket) = &destination.password {
         match manager.tickets.show(ticket.expose(), requester.session.uid) {
-            Shown::Ticket(redeem) => return redeem_ticket(redeem, destination).await,
+            Shown::Ticket(redeem) => {
+                return redeem_ticket(redeem, destination).await.map(Connected::Launched);
+            }
             Shown::Failed(error) => return Err(error),
             Shown::Void => return Err(void()),
             Shown::Other => {}
         }
     }
-    by_hand(manager, requester, destination, parse_options(options.expose())?).await
+    let options = parse_options(options.expose())?;
+    by_hand(manager, requester, destination, options).await.map(Connected::ByHand)
 }
 
 async fn redeem_ticket(
     redeem: oneshot::Sender<Redemption>,
     mut destination: Destination,
-) -> Result<u32, LaunchError> {
+) -> Result<Redeemed, LaunchError> {
     destination.password = None;
-    let (redeemed, id) = oneshot::channel();
+    let (redeemed, connection) = oneshot::channel();
     redeem.send(Redemption { destination, redeemed }).map_err(|_| void())?;
-    id.await.map_err(|_| void())?
+    connection.await.map_err(|_| void())?
 }
 
 fn void() -> LaunchError {

@@ -2,8 +2,9 @@
 //!
 //! A launch is a transaction: until its ticket is redeemed anything that goes wrong, and a client
 //! that goes away, cancels the plugin, which still holds all that it started and takes it back.
-//! Only the redeemed ticket commits it: the connection gets its entry and the plugin its verdict.
-//! After that the worker may stay, as what holds a tunnel or a server's process.
+//! Only the redeemed ticket commits it: the connection gets its entry, its client is told, and then
+//! the plugin gets its verdict. So there is no moment in which a killed manager leaves a server
+//! that nobody has heard of. After that the worker may stay, as what holds a tunnel or a server's process.
 
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ use distant_plugin_api::{ErrorKind, LaunchError};
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use futures::FutureExt;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{oneshot, OwnedSemaphorePermit};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -29,7 +30,7 @@ use super::offers::{Offers, Tried};
 use super::plan::Plan;
 use super::requester::Requester;
 use super::service::Manager;
-use super::tickets::{Redemption, Ticket};
+use super::tickets::{Redeemed, Redemption, Ticket};
 use crate::plugin::{Event, Process};
 use crate::wire::client::Client;
 use crate::wire::message::{ManagerResponse, Step};
@@ -164,8 +165,18 @@ impl Launch {
     async fn run<P>(mut self, permits: P) -> Result<(), LaunchError> {
         match self.until_redeemed().await {
             Ok((proven, redemption)) => {
-                let winner = proven.offer.id;
-                let (connection, resident) = self.commit(proven, redemption);
+                let (winner, until) = (proven.offer.id, proven.until);
+                let (connection, resident, told) = self.commit(proven, redemption);
+                if !is_told(&self.manager, told, until).await {
+                    let _gone = resident.gone.drop_guard();
+                    self.manager.connections.remove(connection.id);
+                    self.end().await;
+                    return Err(LaunchError::cancelled());
+                }
+                let open: Vec<_> = self.offers.open().map(|offer| offer.id).collect();
+                for id in open {
+                    self.verdict(id, connected(id, winner));
+                }
                 drop(permits);
                 self.end_with_manager(&connection);
                 self.reside(&connection, &resident, winner).await;
@@ -341,8 +352,12 @@ impl Launch {
         Ok(Proven { offer, client, ticket, until })
     }
 
-    /// Makes the connection everybody's and the launch a success.
-    fn commit(&mut self, proven: Proven, redemption: Redemption) -> (Arc<Connection>, Resident) {
+    /// Makes the connection everybody's and the launch a success, once its client has been told.
+    fn commit(
+        &mut self,
+        proven: Proven,
+        redemption: Redemption,
+    ) -> (Arc<Connection>, Resident, oneshot::Receiver<()>) {
         let Proven { offer, client, ticket: _, until: _ } = proven;
         let resident = Resident { end: CancellationToken::new(), gone: CancellationToken::new() };
         let server = Server::Launched { resident: resident.clone(), proof: offer.proof };
@@ -355,13 +370,10 @@ impl Launch {
             via = ?offer.via,
             "launched"
         );
-        let open: Vec<_> = self.offers.open().map(|offer| offer.id).collect();
-        for id in open {
-            self.verdict(id, connected(id, offer.id));
-        }
-        // The client may have gone since; the connection is there for the next one.
-        let _ = redemption.redeemed.send(Ok(connection.id));
-        (connection, resident)
+        let (told, is_told) = oneshot::channel();
+        // If it has gone since, it cannot be told.
+        let _ = redemption.redeemed.send(Ok(Redeemed { id: connection.id, told }));
+        (connection, resident, is_told)
     }
 
     /// Ends a connection that was made while the manager was about to end: it may have looked
@@ -461,6 +473,16 @@ async fn redemption(proven: &mut Option<Proven>) -> Option<(Proven, Redemption)>
     let Some(waiting) = proven else { return std::future::pending().await };
     let shown = tokio::time::timeout_at(waiting.until, waiting.ticket.shown()).await.ok()?;
     Some((proven.take()?, shown))
+}
+
+/// Waits until a client can read that it has its connection. `false`: it never will.
+async fn is_told(manager: &Manager, told: oneshot::Receiver<()>, until: Instant) -> bool {
+    tokio::select! {
+        biased;
+        told = told => told.is_ok(),
+        () = manager.ending.cancelled() => false,
+        () = tokio::time::sleep_until(until) => false,
+    }
 }
 
 /// Where a client is told to connect. A plugin may know the host by a name that is no destination.

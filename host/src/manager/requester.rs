@@ -80,6 +80,12 @@ impl Requester {
         let _ = self.reply.send(response).await;
     }
 
+    /// Replies, and waits until the client has that even if this manager is killed now.
+    pub(super) async fn tell_for_sure(&self, response: &ManagerResponse) -> Result<(), Closed> {
+        self.reply.send(response).await?;
+        self.reply.flushed().await
+    }
+
     /// Replies, and says why to a client that has a place for it.
     pub(super) async fn tell_because(
         &self,

@@ -25,8 +25,16 @@ const FAILED_MAX: usize = 64;
 pub(super) struct Redemption {
     /// Where it leads, as its client says; without a password.
     pub(super) destination: Destination,
-    /// Takes the connection's id, or why there is none after all.
-    pub(super) redeemed: oneshot::Sender<Result<u32, LaunchError>>,
+    /// Takes the connection, or why there is none after all.
+    pub(super) redeemed: oneshot::Sender<Result<Redeemed, LaunchError>>,
+}
+
+/// The connection that a ticket was good for.
+#[derive(Debug)]
+pub(super) struct Redeemed {
+    pub(super) id: u32,
+    /// Used once the client has been told, and dropped if it cannot be.
+    pub(super) told: oneshot::Sender<()>,
 }
 
 /// What a text is, shown in a ticket's place.
@@ -203,7 +211,7 @@ mod tests {
         let destination = Destination::new("there");
         redeem.send(Redemption { destination, redeemed }).unwrap();
         ticket.fail(&error).await;
-        assert_eq!(id.await.unwrap(), Err(error));
+        assert_eq!(id.await.unwrap().unwrap_err(), error);
     }
 
     #[test]

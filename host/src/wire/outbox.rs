@@ -42,6 +42,8 @@ pub(super) struct Outbox {
     room_for_threads: Condvar,
     /// There is something in the queue.
     work: Notify,
+    /// All that was taken has been written.
+    flushed: Notify,
     closed: CancellationToken,
 }
 
@@ -57,7 +59,16 @@ struct State {
     written: u64,
     /// The count of the last frame that is no longer kept.
     dropped: u64,
+    /// Frames that were ever queued, taken, and written by whoever took them.
+    passed: Passed,
     is_closed: bool,
+}
+
+#[derive(Debug, Default)]
+struct Passed {
+    queued: u64,
+    taken: u64,
+    flushed: u64,
 }
 
 impl Outbox {
@@ -73,12 +84,14 @@ impl Outbox {
                 keep,
                 written,
                 dropped: written,
+                passed: Passed::default(),
                 is_closed: false,
             }),
             turn: tokio::sync::Mutex::default(),
             room: Notify::new(),
             room_for_threads: Condvar::new(),
             work: Notify::new(),
+            flushed: Notify::new(),
             closed: CancellationToken::new(),
         }
     }
@@ -128,16 +141,40 @@ impl Outbox {
         Ok(())
     }
 
-    /// Waits until something is queued; `false` when nothing will be any more. For one task at a time.
+    /// Waits until something is queued; `false` when nothing will be any more. For one task at a time,
+    /// which has written by then what it took before.
     pub(super) async fn ready(&self) -> bool {
         loop {
             {
-                let state = self.state();
+                let mut state = self.state();
+                if state.passed.flushed < state.passed.taken {
+                    state.passed.flushed = state.passed.taken;
+                    self.flushed.notify_waiters();
+                }
                 if !state.queue.is_empty() || state.is_closed {
                     return !state.queue.is_empty();
                 }
             }
             self.work.notified().await;
+        }
+    }
+
+    /// Waits until what is queued now has been written. Only where nothing is kept for a reconnection,
+    /// which would have some of it written again.
+    pub(super) async fn flushed(&self) -> Result<(), Closed> {
+        let until = self.state().passed.queued;
+        loop {
+            let flushed = self.flushed.notified();
+            tokio::pin!(flushed);
+            // Before looking, as in `push`.
+            flushed.as_mut().enable();
+            if self.state().passed.flushed >= until {
+                return Ok(());
+            }
+            tokio::select! {
+                () = flushed => {}
+                () = self.closed.cancelled() => return Err(Closed),
+            }
         }
     }
 
@@ -151,6 +188,7 @@ impl Outbox {
             state.queued -= frame.len() + OVERHEAD;
             taken += frame.len();
             state.written += 1;
+            state.passed.taken += 1;
             let written = state.written;
             state.back_up(written, frame.clone());
             frames.push(frame);
@@ -246,6 +284,7 @@ impl State {
         }
         self.queued += frame.len() + OVERHEAD;
         self.queue.push_back(frame.clone());
+        self.passed.queued += 1;
         Ok(())
     }
 

@@ -112,6 +112,20 @@ impl Reply {
         self.outbox.push(self.frame(header, payload)).await
     }
 
+    /// Waits until all that was sent so far is where the client can read it, whatever becomes of this
+    /// process. Over a unix socket only.
+    ///
+    /// # Errors
+    ///
+    /// The connection is over.
+    ///
+    /// # Cancellation
+    ///
+    /// Nothing is lost.
+    pub async fn flushed(&self) -> Result<(), Closed> {
+        self.outbox.flushed().await
+    }
+
     /// Sends a reply if there is room in the queue.
     ///
     /// # Errors
