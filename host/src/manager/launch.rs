@@ -229,8 +229,10 @@ impl Launch {
                         self.proven = Some(self.proven(id, client).await?);
                     }
                 },
-                () = self.clock.over() => return Err(self.timed_out(&self.clock)),
-                () = self.allocation.over() => return Err(self.timed_out(&self.allocation)),
+                () = self.clock.over() => return Err(self.timed_out(&self.clock, "plugin")),
+                () = self.allocation.over() => {
+                    return Err(self.timed_out(&self.allocation, "allocate"));
+                }
             }
         }
     }
@@ -451,10 +453,13 @@ impl Launch {
         }
     }
 
-    fn timed_out(&self, clock: &Clock) -> LaunchError {
+    fn timed_out(&self, clock: &Clock, key: &str) -> LaunchError {
         let (name, limit) = (&self.plugin, clock.limit());
         let message = format!("plugin `{name}` came to no end within {} s", limit.as_secs());
-        LaunchError::new(ErrorKind::TimedOut, message)
+        LaunchError::new(ErrorKind::TimedOut, message).with_hint(format!(
+            "where it is meant to take longer, `{key}` below `[manager.limits]` of the configuration \
+             allows it"
+        ))
     }
 
     fn broke(&self, what: &str) -> LaunchError {

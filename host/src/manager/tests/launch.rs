@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::support::{ticket, Fixture, Launched};
+use super::support::{ticket, Answers, Fixture, Launched};
 use crate::wire::message::{ClientExtension, ManagerResponse, EXTENSION};
 
 /// Offers a server, logs each verdict, and stays for as long as it is not told to go.
@@ -214,13 +214,7 @@ async fn a_port_that_nobody_listens_on_is_unreachable_and_the_plugin_says_the_re
     let ManagerResponse::Error { description } = response.parse().unwrap() else { panic!() };
     assert_eq!(description, "no way to it: a firewall");
 
-    let mut replies = own.launch("box://there", "").await;
-    let error = loop {
-        let response = replies.response().await;
-        if matches!(response.parse().unwrap(), ManagerResponse::Error { .. }) {
-            break response.header[EXTENSION]["error"].clone();
-        }
-    };
+    let error = reason(own.launch("box://there", "").await).await;
     assert_eq!(error["kind"], "port_unreachable");
     assert_eq!(error["hint"], "open it");
 }
@@ -250,6 +244,21 @@ async fn a_plugin_that_hangs_is_ended() {
     assert!(error.contains("came to no end"), "{error}");
     assert_eq!(events.next().await, "started");
     assert_eq!(events.next().await, "cancelled");
+
+    let own = manager.own_client(ClientExtension::default()).await;
+    let error = reason(own.launch("box://there", "timeout=0").await).await;
+    let hint = error["hint"].as_str().unwrap();
+    assert!(hint.contains("`plugin` below `[manager.limits]`"), "{hint}");
+}
+
+/// Why a launch of our own client failed.
+async fn reason(mut replies: Answers) -> serde_json::Value {
+    loop {
+        let response = replies.response().await;
+        if matches!(response.parse().unwrap(), ManagerResponse::Error { .. }) {
+            return response.header[EXTENSION]["error"].clone();
+        }
+    }
 }
 
 #[tokio::test]
