@@ -4,10 +4,11 @@
 //! trust. Until [`Session::set_blocking`] says otherwise its calls block, and end at once when
 //! somebody shuts the socket down; that is how a launch is cancelled.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use distant_plugin_api::secret::Secret;
+use rustix::event::{PollFd, PollFlags};
 
 /// An ssh library.
 pub trait Backend: Sync {
@@ -47,6 +48,40 @@ pub struct Setup<'a> {
     pub verbose: bool,
     /// The agent that the session shall use.
     pub agent: &'a Path,
+    /// Whether the first stream will be a command's.
+    pub runs_command: bool,
+}
+
+/// Whether a server is known to take packets that it could have been asked about first: it says by
+/// its banner that it is OpenSSH's, which reads what has come in order and answers what it does not
+/// want with a word of its own. Of others nobody knows.
+pub fn takes_flights(banner: &str) -> bool {
+    banner.starts_with("SSH-2.0-OpenSSH_")
+}
+
+/// Waits until a library that does not block can go on: for something to read, or for room to
+/// write. Whoever shuts the socket down ends the wait.
+///
+/// # Errors
+///
+/// The system is out of something.
+pub fn wait(socket: impl AsFd, wants_write: bool) -> Result<(), Failure> {
+    let mut wanted = PollFlags::IN;
+    wanted.set(PollFlags::OUT, wants_write);
+    match rustix::event::poll(&mut [PollFd::new(&socket, wanted)], None) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        Err(error) => return Err(Failure(error.to_string())),
+    }
+    acknowledge(socket);
+    Ok(())
+}
+
+/// Acknowledges what has come at once. Until a command runs, sshd sends a small packet only when
+/// the one before has been acknowledged, and the system puts that off by up to a round trip where
+/// it has nothing else to send.
+pub fn acknowledge(socket: impl AsFd) {
+    // It has to be said each time; what is no TCP socket needs none.
+    let _ = rustix::net::sockopt::set_tcp_quickack(socket, true);
 }
 
 /// What a library says when something fails.

@@ -62,6 +62,8 @@ pub struct Opening<'a> {
     pub verbose: bool,
     /// A password that was given with the destination.
     pub password: Option<&'a Secret>,
+    /// Whether a command is run there, as at the end of the way.
+    pub runs_command: bool,
 }
 
 impl Opening<'_> {
@@ -169,6 +171,7 @@ impl Opening<'_> {
             user: &settings.user,
             host_key_algorithms: &known.algorithms(&name, self.backend.host_certificates()),
             verbose: self.verbose,
+            runs_command: self.runs_command,
             agent: &agent.path(),
         };
         guard.limit(HANDSHAKE_LIMIT);

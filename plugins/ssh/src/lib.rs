@@ -107,7 +107,10 @@ pub fn launch(
     let last = way.len() - 1;
     for (index, settings) in way.iter().enumerate() {
         let password = destination.password.as_ref().filter(|_| index == last);
-        let links = hop::Opening { backend, settings, person: &person, caller, verbose, password };
+        let runs_command = index == last;
+        let person = &person;
+        let links =
+            hop::Opening { backend, settings, person, caller, verbose, password, runs_command };
         hops.push(links.open(hops.last())?);
     }
     let Some(end) = hops.last() else { return Err(LaunchError::cancelled()) };

@@ -19,7 +19,7 @@ use distant_plugin_api::{ErrorKind, LaunchError};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::pipe::{pipe_with, PipeFlags};
 
-use crate::backend::{Failure, Read, Session, Stream, Target};
+use crate::backend::{acknowledge, Failure, Read, Session, Stream, Target};
 use crate::guard::{system, Guard};
 
 /// Bytes that may wait in each direction of a stream.
@@ -445,6 +445,9 @@ impl Worker {
         }
         let ended = fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR);
         drop(fds);
+        if !self.openings.is_empty() {
+            acknowledge(&self.socket);
+        }
         let mut buffer = [0; 64];
         // It is only a wake-up; the orders say what for.
         let _ = (&self.woken).read(&mut buffer);

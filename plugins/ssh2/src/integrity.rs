@@ -63,6 +63,11 @@ impl Integrity {
         Self(Arc::new(Watch(state)))
     }
 
+    /// The socket of the session.
+    pub(crate) fn socket(&self) -> &OwnedFd {
+        &self.0.state.socket
+    }
+
     /// Fails for ever once a packet was changed.
     pub(crate) fn check(&self) -> Result<(), Failure> {
         match self.0 .0.is_broken.load(Ordering::SeqCst) {

@@ -1,5 +1,6 @@
 //! `ssh://` with libssh2.
 
+mod early;
 mod integrity;
 mod questions;
 
@@ -12,8 +13,9 @@ use distant_plugin_api::{export_plugin, Caller, LaunchError, LaunchRequest, Mani
 use distant_ssh::backend::{
     Answer, Backend, Failure, NotOpened, Read, Reply, Session, Setup, Stream, Target,
 };
-// Its version is what matters: older ones let a server write into the heap before the login.
+use early::Early;
 use integrity::Integrity;
+// Its version is what matters: older ones let a server write into the heap before the login.
 use libssh2_sys as raw;
 use ssh2::{BlockDirections, ErrorCode, MethodType};
 
@@ -80,8 +82,9 @@ impl Backend for Ssh2 {
         }
         let integrity = Integrity::of(&session, kept);
         let (agent, verbose) = (setup.agent.to_owned(), setup.verbose);
-        let banner_shown = false;
-        Ok(Box::new(Connection { session, integrity, opened: None, agent, verbose, banner_shown }))
+        let early = Early::of(&session, setup);
+        let (opened, banner_shown) = (None, false);
+        Ok(Box::new(Connection { session, integrity, opened, early, agent, verbose, banner_shown }))
     }
 }
 
@@ -114,11 +117,18 @@ fn is_later(error: &ssh2::Error) -> bool {
     error.code() == ErrorCode::Session(raw::LIBSSH2_ERROR_EAGAIN)
 }
 
+/// Whether a session waits until its socket takes more.
+fn wants_write(session: &ssh2::Session) -> bool {
+    let directions = session.block_directions();
+    matches!(directions, BlockDirections::Outbound | BlockDirections::Both)
+}
+
 struct Connection {
     session: ssh2::Session,
     integrity: Integrity,
     /// A channel whose command is not yet started.
     opened: Option<ssh2::Channel>,
+    early: Early,
     agent: PathBuf,
     verbose: bool,
     banner_shown: bool,
@@ -182,7 +192,9 @@ impl Session for Connection {
         key: &Secret,
         certificate: Option<&str>,
     ) -> Result<Reply, Failure> {
-        let result = self.session.userauth_pubkey_memory(user, certificate, key.expose(), None);
+        let session = self.session.clone();
+        let result =
+            self.sign_in(|| session.userauth_pubkey_memory(user, certificate, key.expose(), None))?;
         self.reply("public key", result)
     }
 
@@ -194,7 +206,7 @@ impl Session for Connection {
         let Some(identity) = agent.identities().map_err(said)?.into_iter().next() else {
             return Ok(Reply::Refused);
         };
-        let result = agent.userauth(user, &identity);
+        let result = self.sign_in(|| agent.userauth(user, &identity))?;
         self.reply("agent", result)
     }
 
@@ -214,6 +226,9 @@ impl Session for Connection {
 
     fn open(&mut self, target: &Target) -> Result<Option<Box<dyn Stream>>, Failure> {
         self.integrity.check()?;
+        if !self.take_back() {
+            return Ok(None);
+        }
         let opened = match (self.opened.take(), target) {
             (Some(channel), _) => Ok(channel),
             (None, Target::Command(_)) => self.session.channel_session(),
@@ -243,8 +258,7 @@ impl Session for Connection {
     }
 
     fn wants_write(&self) -> bool {
-        let directions = self.session.block_directions();
-        matches!(directions, BlockDirections::Outbound | BlockDirections::Both)
+        wants_write(&self.session)
     }
 }
 
