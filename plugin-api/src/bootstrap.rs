@@ -360,9 +360,16 @@ impl Found {
             let message = format!("there is no `{name}` on `{place}`");
             let error = LaunchError::new(ErrorKind::ServerNotFound, message);
             let tried = self.tried.iter().map(|tried| format!("not in {tried}"));
-            return tried
-                .fold(error, LaunchError::caused_by)
-                .with_hint("install distant there, or name it with `--distant <PATH>`");
+            let hint = match &server.upload {
+                None => {
+                    "install distant there, name it with `--distant <PATH>`, or let \
+                     `--distant-upload auto` bring it"
+                }
+                Some(_) => {
+                    "what was brought there was gone at once: does something clean up there?"
+                }
+            };
+            return tried.fold(error, LaunchError::caused_by).with_hint(hint);
         }
         let (words, hint) = if self.begun {
             let hint = "see what `distant server listen` says there, and check `--distant-args`";

@@ -68,6 +68,49 @@ fn a_shell_script_that_runs_commands_launches_and_may_go() {
 }
 
 #[test]
+fn a_shell_script_that_runs_commands_brings_a_program_where_none_is() {
+    let home = Home::new();
+    let heard = here(&home, "", HERE);
+    let _manager = Manager::start(&home);
+    let released = peer().display().to_string();
+    let brought = || {
+        let names = fs::read_dir(home.cache().with_file_name("bin")).into_iter().flatten();
+        names.map(|it| it.unwrap().metadata().unwrap().modified().unwrap()).collect::<Vec<_>>()
+    };
+    let mut first = Vec::new();
+    for _ in 0..2 {
+        launch(&home, "/none/distant").args(&["--distant-upload", &released]).run().id();
+        assert_eq!(home.ours(["spawn", "--", "echo", "hi"]).run().success().stdout, "hi\n");
+        if first.is_empty() {
+            first = brought();
+        }
+        assert_eq!((first.len(), &first), (1, &brought()));
+        eventually("the end of the plugin", || {
+            (fs::read_to_string(&heard).ok()? == CONNECTED).then_some(())
+        });
+        fs::remove_file(&heard).unwrap();
+    }
+}
+
+#[test]
+fn a_plugin_that_puts_the_command_in_itself_is_told_that_it_brings_no_program() {
+    let home = Home::new();
+    let take = "c=${line#*'\"command\":'}; c=${c%?}";
+    here(&home, take, r#""argv":["sh","-c",'"$c"'],"address":"127.0.0.1""#);
+    let _manager = Manager::start(&home);
+    launch(&home, &ours()).run().id();
+    let released = peer().display().to_string();
+    let failed = launch(&home, "/none/distant").args(&["--distant-upload", &released]).run();
+    let failed = failed.code(1);
+    assert!(
+        failed.stderr.contains("error: no program can be brought there\n"),
+        "{}",
+        failed.told()
+    );
+    assert!(failed.stderr.contains("caused by: plugin `here` runs one command alone"));
+}
+
+#[test]
 fn a_plugin_that_answers_and_ends_at_once_launches_too() {
     let home = Home::new();
     let body = format!(

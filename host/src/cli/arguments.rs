@@ -241,6 +241,18 @@ pub(crate) struct Launch {
     pub(crate) network: Network,
     #[command(flatten)]
     pub(crate) format: FormatFlag,
+    /// Which program of this machine to bring to the remote one: `never`; `auto`, this program, where
+    /// none is found there; or the path of another, which is then run in any case, unless
+    /// `--distant` names one that is there
+    ///
+    /// It is kept in `~/.cache/distant/bin` there, so that the next launch finds it.
+    #[arg(
+        long = "distant-upload",
+        value_name = "never|auto|PATH",
+        help_heading = "Further options",
+        display_order = 11
+    )]
+    pub(crate) upload: Option<String>,
     /// Show how long each step of the launch took: a table on stderr, in JSON format one line of
     /// the type `timings` on stdout before the last one
     #[arg(long, help_heading = "Further options", display_order = 12)]

@@ -276,6 +276,7 @@ impl Known<'_> {
             "name" if place.is(&["plugin", "new"]) => Vec::new(),
             "name" if place.path.first() == Some(&"plugin") => self.names().await,
             "choice" => self.choices().await,
+            "upload" if place.is(&["launch"]) => programs_to_upload(partial),
             _ if argument.get_value_parser().type_id() == std::any::TypeId::of::<PathBuf>() => {
                 files(partial)
             }
@@ -374,12 +375,22 @@ impl Known<'_> {
                 files(&inner[start..]).into_iter().map(|it| it.after(&before)).collect()
             }
             _ if option.name == "distant.bind_server" => words(&["ssh", "any"]),
+            _ if option.name == "distant.upload" => programs_to_upload(value),
             _ if option.secret => Vec::new(),
             _ => {
                 option.default.iter().map(|it| Candidate::new(it.clone(), "the default")).collect()
             }
         }
     }
+}
+
+/// What `distant.upload` takes.
+fn programs_to_upload(partial: &str) -> Vec<Candidate> {
+    let words = [
+        Candidate::new("never", "what is there has to do"),
+        Candidate::new("auto", "this program, where none is found there"),
+    ];
+    words.into_iter().chain(files(partial)).collect()
 }
 
 fn about(text: Option<&clap::builder::StyledStr>) -> String {

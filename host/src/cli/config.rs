@@ -80,13 +80,15 @@ pub(crate) struct Launch {
     pub(crate) bind_server: Option<BindServer>,
     /// Further arguments for it; likewise.
     pub(crate) args: Option<String>,
+    /// The program to bring there; likewise.
+    pub(crate) upload: Option<String>,
     #[serde(deserialize_with = "options")]
     pub(crate) options: Options,
     /// `[client.launch.distant]`
     pub(crate) distant: LaunchDistant,
 }
 
-/// `[client.launch.distant]`: the same three keys, where some documentation has them.
+/// `[client.launch.distant]`: the same four keys, where some documentation has them.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct LaunchDistant {
@@ -94,6 +96,7 @@ pub(crate) struct LaunchDistant {
     #[serde(deserialize_with = "bind_server")]
     pub(crate) bind_server: Option<BindServer>,
     pub(crate) args: Option<String>,
+    pub(crate) upload: Option<String>,
 }
 
 /// `[manager]`
@@ -152,7 +155,7 @@ pub(crate) struct ServerWatch {
 }
 
 /// Every key that something reads. `*` stands for any name.
-const KNOWN: [&str; 50] = [
+const KNOWN: [&str; 52] = [
     "client.api.timeout",
     "client.connect.options",
     "client.launch.args",
@@ -161,7 +164,9 @@ const KNOWN: [&str; 50] = [
     "client.launch.distant.args",
     "client.launch.distant.bin",
     "client.launch.distant.bind_server",
+    "client.launch.distant.upload",
     "client.launch.options",
+    "client.launch.upload",
     "client.log_file",
     "client.log_level",
     "client.unix_socket",

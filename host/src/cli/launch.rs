@@ -124,6 +124,7 @@ fn effective_options(arguments: &Launch, config: &config::Launch) -> Result<Opti
     set("distant.bin", arguments.bin.clone());
     set("distant.bind_server", arguments.bind_server.as_ref().map(ToString::to_string));
     set("distant.args", arguments.args.clone());
+    set("distant.upload", arguments.upload.clone());
 
     let mut written = Options::new();
     let mut set = |key: &str, value: Option<String>| {
@@ -137,6 +138,7 @@ fn effective_options(arguments: &Launch, config: &config::Launch) -> Result<Opti
     set("distant.bin", config.bin.clone().or_else(|| nested.bin.clone()));
     set("distant.bind_server", bind_server.map(ToString::to_string));
     set("distant.args", config.args.clone().or_else(|| nested.args.clone()));
+    set("distant.upload", config.upload.clone().or_else(|| nested.upload.clone()));
 
     let mut options = flags;
     options.fill_in(parse_options(&arguments.options, "--options")?);
@@ -323,6 +325,8 @@ mod tests {
         check(&["--distant", "d"], "", "distant.bin=\"d\"");
         check(&["--distant-args", "-6 --daemon"], "", "distant.args=\"-6 --daemon\"");
         check(&["--distant-bind-server", "ANY"], "", "distant.bind_server=\"any\"");
+        check(&["--distant-upload", "auto"], "upload = 'never'", "distant.upload=\"auto\"");
+        check(&[], "distant.upload = '~/d'", "distant.upload=\"~/d\"");
     }
 
     #[test]

@@ -147,8 +147,13 @@ impl Terminal {
         });
     }
 
-    /// Shows how far a launch is, beside a spinner; only a person at a terminal sees it.
+    /// Shows how far a launch is, beside a spinner; only a person at a terminal sees it. In JSON format
+    /// it is a line for an upload alone, which comes only where one was asked for.
     pub(crate) fn progress(&self, progress: &Progress) {
+        if self.format == Format::Json && progress.stage == Stage::Upload {
+            // It fails where the result will, too.
+            let _ = self.json(&ProgressLine { r#type: "progress", progress });
+        }
         if self.format == Format::Json || !io::stderr().is_terminal() {
             return;
         }
@@ -256,17 +261,34 @@ fn error_line(error: &LaunchError) -> ErrorLine<'_> {
     }
 }
 
+/// How far an upload is.
+#[derive(Serialize)]
+struct ProgressLine<'a> {
+    r#type: &'static str,
+    #[serde(flatten)]
+    progress: &'a Progress,
+}
+
 fn progress_text(progress: &Progress) -> String {
     let stage = stage_text(progress.stage);
     match progress.total {
         before if progress.stage == Stage::Wait => wait_text(before),
         0 => stage.to_owned(),
         total => {
+            let done = progress.done.min(total);
             // Whatever a plugin says, without an overflow.
-            let percent = u128::from(progress.done.min(total)) * 100 / u128::from(total);
-            format!("{stage}: {percent} %")
+            let share = format!("{stage}: {} %", u128::from(done) * 100 / u128::from(total));
+            match progress.stage {
+                Stage::Upload => format!("{share}, {} of {} MB", megabytes(done), megabytes(total)),
+                _ => share,
+            }
         }
     }
+}
+
+/// Bytes as a person reads them: `12.3`.
+fn megabytes(bytes: u64) -> String {
+    format!("{}.{}", bytes / 1_000_000, bytes / 100_000 % 10)
 }
 
 /// What a plugin does in a stage, for people.
@@ -370,8 +392,12 @@ mod tests {
             progress(Stage::Wait, 0, 2),
             "waiting for other launches to end, 2 of them before this one"
         );
-        assert_eq!(progress(Stage::Upload, 3, 4), "uploading distant: 75 %");
-        assert_eq!(progress(Stage::Upload, 9, 4), "uploading distant: 100 %");
-        assert_eq!(progress(Stage::Upload, u64::MAX, u64::MAX), "uploading distant: 100 %");
+        assert_eq!(progress(Stage::Probe, 3, 4), "looking for distant there: 75 %");
+        assert_eq!(
+            progress(Stage::Upload, 3_080_000, 4_100_000),
+            "uploading distant: 75 %, 3.0 of 4.1 MB"
+        );
+        assert_eq!(progress(Stage::Upload, 9, 4), "uploading distant: 100 %, 0.0 of 0.0 MB");
+        assert!(progress(Stage::Upload, u64::MAX, u64::MAX).starts_with("uploading distant: 100 %"));
     }
 }

@@ -58,7 +58,13 @@ async fn launch(
 ) -> Result<(), LaunchError> {
     requester.step(Step::Plan);
     let extension = requester.extension.as_deref();
-    let plan = Plan::make(&manager.registry, destination.expose(), options.expose(), extension);
+    let plan = Plan::make(
+        &manager.registry,
+        &manager.programs,
+        destination.expose(),
+        options.expose(),
+        extension,
+    );
     let plan = unless_unwanted(manager, requester, plan).await??;
     requester.step(Step::Queue);
     let waits = |before: usize| {

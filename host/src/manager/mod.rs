@@ -19,6 +19,7 @@ mod requester;
 mod service;
 mod socket;
 mod tickets;
+mod upload;
 
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,9 @@ use distant_plugin_api::message::{LaunchRequest, ServerCommand};
 use distant_plugin_api::options::Options;
 use distant_plugin_api::{ErrorKind, LaunchError};
 
+use super::upload::Programs;
 use crate::paths;
+use crate::plugin::options::Uploading;
 use crate::plugin::{options, Entry, Registry};
 use crate::wire::message::ClientExtension;
 
@@ -44,11 +46,13 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// * `invalid_option`: a destination, an option or a scheme that nobody knows.
+    /// * `invalid_option`: a destination, an option or a scheme that nobody knows, or a program to
+    ///   upload that is none.
     /// * `server_not_found`: this machine does not have the program that it should run.
     /// * `plugin`: the plugin cannot be used.
     pub(super) async fn make(
         registry: &Registry,
+        programs: &Programs,
         destination: &str,
         given: &str,
         client: Option<&ClientExtension>,
@@ -64,8 +68,16 @@ impl Plan {
             None | Some(DEFAULT_PROGRAM) => None,
             Some(program) => Some(program.to_owned()),
         };
-        let server =
-            ServerCommand { program, args: checked.args, bind: checked.bind, upload: None };
+        let upload = match checked.upload {
+            // What it would be brought to is where it is.
+            _ if scheme == LOCAL_SCHEME => None,
+            None => None,
+            Some(Uploading::Own) => Some(programs.look(own_program_file()?, false).await?),
+            Some(Uploading::Always(path)) => {
+                Some(programs.look(absolute(Path::new(&path), client), true).await?)
+            }
+        };
+        let server = ServerCommand { program, args: checked.args, bind: checked.bind, upload };
         let shown = without_secrets(&given, &entry, &scheme);
         let request = LaunchRequest {
             destination,
@@ -162,10 +174,15 @@ fn tried(name: &str, client: Option<&ClientExtension>) -> PathBuf {
     if !name.contains('/') {
         return PathBuf::from(name);
     }
+    absolute(Path::new(name), client)
+}
+
+/// A path of the client's as one of this process.
+fn absolute(path: &Path, client: Option<&ClientExtension>) -> PathBuf {
     let home = client.and_then(|it| it.environment.get("HOME")).map(PathBuf::from);
-    let path = match (Path::new(name).strip_prefix("~"), home) {
+    let path = match (path.strip_prefix("~"), home) {
         (Ok(rest), Some(home)) => home.join(rest),
-        _ => paths::expand(Path::new(name)),
+        _ => paths::expand(path),
     };
     match client.and_then(|it| it.cwd.as_ref()) {
         Some(cwd) => cwd.join(path),
@@ -190,6 +207,16 @@ fn text(path: PathBuf) -> Result<String, LaunchError> {
         let path = PathBuf::from(path);
         let message = format!("the path of `{}` is no UTF-8 text", path.display());
         LaunchError::new(ErrorKind::ServerNotFound, message)
+    })
+}
+
+/// This very program's file, to be read.
+fn own_program_file() -> Result<PathBuf, LaunchError> {
+    own_program().ok_or_else(|| {
+        let message = "there is no program to bring elsewhere";
+        LaunchError::new(ErrorKind::InvalidOption, message)
+            .caused_by("this program's own file is gone")
+            .with_hint("name one with `--distant-upload <PATH>`")
     })
 }
 

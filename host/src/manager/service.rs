@@ -21,6 +21,7 @@ use super::offers::Ways;
 use super::questions::Questions;
 use super::requester::{extension, Requester, Session};
 use super::tickets::Tickets;
+use super::upload::Programs;
 use super::{connect, kill, launch, Limits};
 use crate::plugin::{self, Registry};
 use crate::wire::channel;
@@ -40,6 +41,8 @@ pub(super) struct Manager {
     pub(super) channels: Channels,
     pub(super) questions: Questions,
     pub(super) tickets: Arc<Tickets>,
+    /// What launches have wanted to bring elsewhere.
+    pub(super) programs: Programs,
     pub(super) ways: Ways,
     /// Launches that may still run beside the others.
     pub(super) places: Places,
@@ -61,6 +64,7 @@ impl Manager {
             channels: Channels::default(),
             questions: Questions::default(),
             tickets: Arc::new(Tickets::new()),
+            programs: Programs::default(),
             ways: Ways::default(),
             places: Places::new(limits.launches),
             ending: CancellationToken::new(),

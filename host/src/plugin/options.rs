@@ -14,6 +14,7 @@ use super::registry::Entry;
 const BIN: &str = "distant.bin";
 const BIND_SERVER: &str = "distant.bind_server";
 const ARGS: &str = "distant.args";
+const UPLOAD: &str = "distant.upload";
 const TIMEOUT: &str = "timeout";
 const BACKEND: &str = "backend";
 
@@ -31,8 +32,30 @@ pub struct CheckedOptions {
     pub bind: BindServer,
     /// `distant.args`, one word each.
     pub args: Vec<String>,
+    /// `distant.upload`: what may be brought there, if anything.
+    pub upload: Option<Uploading>,
     /// `timeout`: how long to try to connect to the spawned server.
     pub timeout: Duration,
+}
+
+/// What a launch brings to where its server is to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Uploading {
+    /// This very program, where none is found.
+    Own,
+    /// The program with this path of the client's, whatever is found.
+    Always(String),
+}
+
+impl Uploading {
+    /// Reads a value of `distant.upload`.
+    fn parse(text: &str) -> Option<Self> {
+        match text.to_ascii_lowercase().as_str() {
+            "" | "never" => None,
+            "auto" => Some(Self::Own),
+            _ => Some(Self::Always(text.to_owned())),
+        }
+    }
 }
 
 /// Which plugin the options ask for: `backend`, else `SCHEME.backend`, unless it is empty.
@@ -66,6 +89,11 @@ fn host_owned() -> Vec<OptionSchema> {
         ),
         OptionSchema::new(ARGS, OptionType::String, "more arguments for it (--distant-args)"),
         OptionSchema::new(
+            UPLOAD,
+            OptionType::String,
+            "never, auto or a program to bring there (--distant-upload)",
+        ),
+        OptionSchema::new(
             TIMEOUT,
             OptionType::DurationMs,
             "milliseconds to wait for the connection to the spawned server",
@@ -98,6 +126,7 @@ pub fn check(
         bin: Some(take(BIN)).filter(|bin| !bin.is_empty()),
         bind: BindServer::from(take(BIND_SERVER)),
         args: words(&take(ARGS))?,
+        upload: Uploading::parse(&take(UPLOAD)),
         timeout: timeout.unwrap_or(Duration::from_millis(TIMEOUT_DEFAULT_MS)),
         plugin,
     })
@@ -151,6 +180,7 @@ mod tests {
                 bin: Some("/opt/distant".into()),
                 bind: BindServer::Any,
                 args: vec!["--port".into(), "1".into()],
+                upload: None,
                 timeout: Duration::from_millis(250),
             }
         );
@@ -159,6 +189,10 @@ mod tests {
         assert_eq!(options.bind, BindServer::Ssh);
         assert_eq!(options.timeout, Duration::from_secs(15));
         assert_eq!(options.plugin.to_string(), "verbose=\"false\"");
+        let upload = |text: &str| checked(text).unwrap().upload;
+        assert_eq!(upload("ssh.distant.upload=Never"), None);
+        assert_eq!(upload("distant.upload=AUTO"), Some(Uploading::Own));
+        assert_eq!(upload("distant.upload=./Auto"), Some(Uploading::Always("./Auto".into())));
     }
 
     #[test]
@@ -170,8 +204,8 @@ mod tests {
         );
         assert_eq!(
             error.hint.unwrap(),
-            "its options are `distant.bin`, `distant.bind_server`, `distant.args`, `timeout`, \
-             `backend`, `verbose`"
+            "its options are `distant.bin`, `distant.bind_server`, `distant.args`, `distant.upload`, \
+             `timeout`, `backend`, `verbose`"
         );
         assert!(checked("ssh.timeout=1").is_err());
         assert!(checked("timeout=soon").is_err());

@@ -19,6 +19,9 @@ use crate::Caller;
 /// some of which is still on its way.
 const STALL_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 60 });
 const CHECK_LIMIT: Duration = Duration::from_secs(120);
+/// How long a command that has to give up may take to remove its file; where the connection does not
+/// let it hear of that, its end will.
+const ABORT_LIMIT: Duration = Duration::from_secs(1);
 /// How often a person hears how far it is.
 const TICK: Duration = Duration::from_millis(100);
 /// Bytes that are read at once.
@@ -136,8 +139,7 @@ pub(super) fn bring(
         Transfer { remote, program, caller, place, watch, stdin: Some(stdin), heard, sent: 0 };
     let outcome = transfer.run(&mut file);
     drop(transfer.stdin.take());
-    let limit = if outcome.is_ok() { KILL_LIMIT } else { KILL_LIMIT / 2 };
-    transfer.watch.until_end(limit);
+    transfer.watch.until_end(if outcome.is_ok() { KILL_LIMIT } else { ABORT_LIMIT });
     outcome
 }
 
