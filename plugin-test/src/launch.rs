@@ -4,8 +4,10 @@ use std::thread;
 
 use distant_plugin_api::message::{ErrorKind, LogLevel};
 
-use crate::host::{play, Answers, Decide, Ending, Script, Stop, Talk};
+use crate::host::play;
 use crate::report::{fail, skip, Case, Found, Status};
+use crate::script::{Answers, Decide, Ending, Host, Script, Stop, Talk};
+use crate::worker::short;
 use crate::{Kit, Launch};
 
 /// Launches at a time.
@@ -21,7 +23,6 @@ const NONSENSE: u64 = 3;
 
 pub(crate) const CASES: &[Case] = &[
     Case { name: "launch.plain", about: "a launch works, and its server lives on", run: plain },
-    Case { name: "launch.defaults", about: "a default given is a default taken", run: defaults },
     Case { name: "launch.slow", about: "after `slow` it waits for its next verdict", run: slow },
     Case { name: "launch.parallel", about: "8 launches at a time all work", run: parallel },
     Case { name: "launch.nonsense", about: "what it does not know it ignores", run: nonsense },
@@ -39,6 +40,11 @@ pub(crate) const CASES: &[Case] = &[
         name: "launch.newer_host",
         about: "what it does not know of a host is left alone",
         run: newer_host,
+    },
+    Case {
+        name: "launch.foreign_host",
+        about: "a host of another protocol is refused",
+        run: foreign_host,
     },
     Case {
         name: "launch.nobody_answers",
@@ -92,8 +98,7 @@ fn sound(talk: &Talk, told: bool) -> Result<(), (Status, String)> {
     match &talk.ending {
         Ending::Nothing(_, true) if told => {}
         Ending::Nothing(text, _) => {
-            let words =
-                talk.stderr.lines().last().map(|it| format!(": {}", crate::host::short(it)));
+            let words = talk.stderr.lines().last().map(|it| format!(": {}", short(it)));
             return Err((Status::Crash, format!("{text}{}", words.unwrap_or_default())));
         }
         Ending::Timeout(text) => return Err((Status::Timeout, text.clone())),
@@ -159,10 +164,6 @@ fn plain(kit: &Kit) -> Found {
     Ok(None)
 }
 
-fn defaults(kit: &Kit) -> Found {
-    works_with(kit, &Script { defaults: true, ..Script::default() })
-}
-
 fn slow(kit: &Kit) -> Found {
     works_with(kit, &Script { decide: Decide::Slow, ..Script::default() })
 }
@@ -206,24 +207,52 @@ fn unknown_option(kit: &Kit) -> Found {
     }
 }
 
-fn with_table(kit: &Kit, table: &'static str) -> Result<Talk, (Status, String)> {
-    if !kit.is_library {
-        return skip("it is a program, and gets no table");
-    }
-    let talk = played(kit, &Script { table: Some(table), ..Script::default() })?;
-    works(&talk).map(|()| talk)
+/// A launch by another version of a host.
+fn with_host(kit: &Kit, host: Host) -> Result<Talk, (Status, String)> {
+    played(kit, &Script { host, ..Script::default() })
 }
 
 fn older_host(kit: &Kit) -> Found {
-    let talk = with_table(kit, "older")?;
-    if talk.log_levels.iter().any(|level| *level > LogLevel::Info) {
+    let talk = with_host(kit, Host::Older)?;
+    if kit.is_library && talk.log_levels.iter().any(|level| *level > LogLevel::Info) {
         return fail("it reads the log level behind the end of an older host's table");
     }
-    Ok(None)
+    works(&talk).map(|()| None)
 }
 
 fn newer_host(kit: &Kit) -> Found {
-    with_table(kit, "newer").map(|_| None)
+    works(&with_host(kit, Host::Newer)?).map(|()| None)
+}
+
+fn foreign_host(kit: &Kit) -> Found {
+    if kit.is_library {
+        return skip("it is a library, and says by its symbol which version it speaks");
+    }
+    let talk = with_host(kit, Host::Foreign)?;
+    if talk.manifest.as_ref().is_some_and(|it| it.runs_commands) {
+        return skip("it only runs commands, and its worker speaks the protocol for it");
+    }
+    let theirs = talk.protocol;
+    let said = match &talk.ending {
+        _ if !talk.offers.is_empty() => {
+            fail(format!("it launches for a host that speaks protocol {theirs}"))
+        }
+        Ending::Done => fail("it is done without an offer"),
+        Ending::Timeout(_) => {
+            let reason = format!("it does not refuse a host that speaks protocol {theirs}");
+            Err((Status::Timeout, reason))
+        }
+        // Whoever speaks another protocol may not understand its error.
+        Ending::Nothing(_, true) if !talk.stderr.trim().is_empty() => Ok(None),
+        Ending::Nothing(text, true) => fail(format!("{text}, and does not say why")),
+        Ending::Nothing(text, false) => Err((Status::Crash, text.clone())),
+        Ending::Protocol(text) | Ending::Unusable(text) => fail(text),
+        Ending::Error(error) => Ok(Some(error.message.clone())),
+    }?;
+    match talk.left.first() {
+        Some(left) => fail(format!("it leaves behind: {left}")),
+        None => Ok(said),
+    }
 }
 
 fn nobody_answers(kit: &Kit) -> Found {
@@ -315,7 +344,14 @@ fn unreachable_host(kit: &Kit) -> Found {
     let talk = play(kit, launch, &Script { destination: Some(destination), ..Script::default() });
     let error = failure(&talk)?;
     match error.kind {
-        ErrorKind::Unreachable | ErrorKind::Unresolved => Ok(None),
+        // One that says nothing at all is known by the time that it takes.
+        ErrorKind::Unreachable | ErrorKind::Unresolved | ErrorKind::TimedOut => Ok(None),
+        // All that the host sees of a plugin that runs commands is that the command did not run.
+        ErrorKind::ServerNotStarted
+            if talk.manifest.as_ref().is_some_and(|it| it.runs_commands) =>
+        {
+            Ok(Some(error.one_line().into_owned()))
+        }
         kind => fail(format!("its error is of kind `{}`, not `unreachable`", kind_of(kind))),
     }
 }

@@ -36,13 +36,16 @@
 //! no harm.
 
 mod attached;
-mod exports;
 mod host;
 mod launch;
 mod load;
+mod network;
 mod probe;
 mod report;
+mod script;
 mod server;
+mod symbols;
+mod worker;
 
 use std::ffi::OsString;
 use std::io::Write;

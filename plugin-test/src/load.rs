@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use distant_plugin_api::abi::{ROOT_SYMBOL, SYMBOL};
 
-use crate::host::{ask_what_it_is, short, Ending, Greeting};
 use crate::probe::Watched;
 use crate::report::{fail, skip, Case, Found, Status};
-use crate::{exports, Kit};
+use crate::script::Ending;
+use crate::symbols::Symbols;
+use crate::worker::{ask_what_it_is, short, Greeting};
+use crate::{network, Kit};
 
 /// How long a library may take to say what it is, and an executable, which has an interpreter to
 /// start.
@@ -21,18 +23,31 @@ const TRIES: usize = 5;
 /// How long a library may take to be loaded and looked at.
 const PROBE_LIMIT: Duration = Duration::from_secs(10);
 
+/// Why nothing is said of a library's symbols.
+const UNREADABLE: &str = "not checked: its symbols can only be read in a 64-bit ELF library";
+/// What every library needs that can hand a panic on, and what one needs that can show where it was.
+const UNWINDS: &str = "_Unwind_RaiseException";
+const SHOWS_WHERE: &str = "_Unwind_Backtrace";
+
 pub(crate) const CASES: &[Case] = &[
     Case { name: "load.hello", about: "it loads, and says what it is", run: hello },
     Case { name: "load.manifest", about: "what it says of itself can be used", run: manifest },
     Case { name: "load.exports", about: "it gives no other names away", run: given_away },
+    Case { name: "load.panic", about: "a panic of it is an error, no crash", run: panic },
     Case { name: "load.table", about: "its table is one, and stays as it is", run: table },
     Case { name: "load.quiet", about: "it does nothing else meanwhile", run: quiet },
+    Case { name: "load.network", about: "it keeps away from the network", run: keeps_away },
     Case { name: "load.time", about: "it says what it is at once", run: time },
     Case { name: "load.hang_up", about: "it ends when its input does", run: hang_up },
 ];
 
 fn greeting(kit: &Kit) -> Result<Greeting, (Status, String)> {
-    ask_what_it_is(kit).map_err(|ending| match ending {
+    described(ask_what_it_is(kit))
+}
+
+/// Says why a plugin cannot be asked.
+fn described(greeting: Result<Greeting, Ending>) -> Result<Greeting, (Status, String)> {
+    greeting.map_err(|ending| match ending {
         Ending::Error(error) => (Status::Fail, error.one_line().into_owned()),
         Ending::Nothing(text, _) => (Status::Crash, text),
         Ending::Timeout(text) => (Status::Timeout, text),
@@ -83,8 +98,8 @@ fn given_away(kit: &Kit) -> Found {
     if !kit.is_library {
         return skip("it is a program");
     }
-    let Some(names) = exports::of(&kit.plugin) else {
-        return skip("its symbols can only be read in a 64-bit ELF library");
+    let Some(Symbols { exported: names, .. }) = Symbols::of(&kit.plugin) else {
+        return skip(UNREADABLE);
     };
     if !names.iter().any(|name| name == SYMBOL) {
         return fail(format!("it has no symbol `{SYMBOL}`"));
@@ -97,6 +112,44 @@ fn given_away(kit: &Kit) -> Found {
     let hint = "build it with -fvisibility=hidden, or another library's may be taken for it";
     Ok((!more.is_empty())
         .then(|| format!("it also exports {} names, as {}; {hint}", more.len(), few.join(", "))))
+}
+
+fn panic(kit: &Kit) -> Found {
+    if !kit.is_library {
+        return skip("it is a program");
+    }
+    let Some(symbols) = Symbols::of(&kit.plugin) else { return skip(UNREADABLE) };
+    if !symbols.is_rust {
+        return skip("it is not built by rustc");
+    }
+    let needs = |name: &str| symbols.imported.iter().any(|it| it == name);
+    if needs(UNWINDS) {
+        return Ok(None);
+    }
+    if !needs(SHOWS_WHERE) {
+        return skip("not checked: it has what a panic needs from no other library");
+    }
+    fail(
+        "it is built with `panic = \"abort\"`, so a panic says nothing and leaves what its launch \
+         has started; take that out of its profile",
+    )
+}
+
+fn keeps_away(kit: &Kit) -> Found {
+    if kit.in_process {
+        return skip("not checked: the plugin is in the process of a debugger");
+    }
+    let (greeted, watch) = match network::watch(|| ask_what_it_is(kit)) {
+        Ok(started) => started,
+        Err(error) => return skip(format!("not checked: this system lets nobody watch: {error}")),
+    };
+    // What it tried comes first, as it may have failed because of it.
+    let seen = watch.seen();
+    let own = kit.plugin.to_string_lossy();
+    match seen.iter().find(|it| !it.contains(&*own)).or(seen.first()) {
+        Some(who) => fail(format!("it uses the network while it says what it is: `{who}`")),
+        None => described(greeted).map(|_| None),
+    }
 }
 
 /// Loads the library in a process that watches it.
@@ -133,7 +186,6 @@ fn watched(kit: &Kit) -> Result<Watched, (Status, String)> {
         return Err((Status::Timeout, format!("it cannot be loaded within {limit} s")));
     };
     match (serde_json::from_slice::<Watched>(&text), status.signal()) {
-        (_, Some(libc::SIGSYS)) => fail("it uses the network while it says what it is"),
         (_, Some(signal)) => {
             Err((Status::Crash, format!("it was killed by signal {signal} while it was loaded")))
         }

@@ -14,18 +14,26 @@ use crate::support::{other_builds, repository, variable, Home};
 /// The compiler that the system has, as Debian's package `rustc` puts it there.
 const RUSTC: &str = "/usr/bin/rustc";
 
-#[test]
-fn a_plugin_that_the_system_s_own_rustc_built_launches() {
-    let home = Home::new();
-    let library = home.path("libdistant_plugin_other_rustc.so");
-    let source = repository().join("tests/plugins/other_rustc.rs");
+/// Builds a library out of one file of `tests/plugins`, by the system's own compiler.
+pub(crate) fn rustc_plugin(home: &Home, name: &str, flags: &[&str]) -> PathBuf {
+    let library = home.path(format!("libdistant_plugin_{name}.so"));
+    let source = repository().join(format!("tests/plugins/{name}.rs"));
     let built = Command::new(RUSTC)
-        .args(["--edition=2021", "--crate-type=cdylib", "-Cpanic=abort", "-Dwarnings", "-o"])
+        .args(["--edition=2021", "--crate-type=cdylib", "-Dwarnings"])
+        .args(flags)
+        .arg("-o")
         .arg(&library)
         .arg(source)
         .output()
         .unwrap_or_else(|error| panic!("{RUSTC}: {error}; `make test-tools` installs it"));
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    library
+}
+
+#[test]
+fn a_plugin_that_the_system_s_own_rustc_built_launches() {
+    let home = Home::new();
+    let library = rustc_plugin(&home, "other_rustc", &["-Cpanic=abort"]);
     let mut worker = Worker::start_in(home, &library);
     assert_eq!(worker.greet()["name"], "other-rustc");
     worker.say(json!({ "type": "launch", "destination": "other-rustc://box" }));

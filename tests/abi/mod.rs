@@ -3,7 +3,7 @@
 //! The tests here are the manager of one worker: they start `distant plugin-worker` and speak its
 //! lines. What a manager does about a broken worker is tested with the manager.
 
-mod builds;
+pub(crate) mod builds;
 mod faults;
 mod protocol;
 mod tables;
