@@ -9,6 +9,7 @@ use super::kerberos::Realm;
 use super::login::{answer, Agent};
 use super::remote::Account;
 use super::security_key::TokenStub;
+use super::smart_card::{self, SoftCard};
 use crate::support::{keygen, peer, programs, report, repository, Home, Invocation, Manager, Sshd};
 
 const BACKENDS: [&str; 3] = ["ssh2", "libssh", "openssh"];
@@ -85,6 +86,7 @@ fn the_readme_says_which_logins_work() {
         keys(&mut table, &home, backend);
         certificates_and_agents(&mut table, &home, backend);
         questions(&mut table, &home, backend);
+        cards(&mut table, backend);
         tickets(&mut table, backend);
     }
     table.finish();
@@ -143,6 +145,17 @@ fn keys(table: &mut Table, home: &Home, backend: &str) {
     let (_, end) = answer(launch, &[]);
     table.add("agent, security key (sk-*; stub of a token)", [outcome(&end)]);
     fs::remove_file(home.path(".ssh/config")).unwrap();
+}
+
+fn cards(table: &mut Table, backend: &str) {
+    let home = Home::new();
+    let sshd = Sshd::with(&home, "PasswordAuthentication no\nKbdInteractiveAuthentication no");
+    sshd.make_known(&home);
+    let card = SoftCard::new(&home, &sshd);
+    let _manager = card.manager();
+    let answers: &[&[&str]] = if backend == "openssh" { &[&[smart_card::ASKED.1]] } else { &[] };
+    let launch = sshd.launch_as(&home, "root", &format!("backend={backend}"));
+    table.add("key, in a smart card (softhsm)", [outcome(&answer(launch, answers).1)]);
 }
 
 fn tickets(table: &mut Table, backend: &str) {

@@ -12,6 +12,7 @@ mod options;
 pub(crate) mod remote;
 mod round_trips;
 mod security_key;
+mod smart_card;
 mod stages;
 mod start;
 mod swap;

@@ -96,6 +96,20 @@ fn what_only_ssh_itself_understands_counts() {
 }
 
 #[test]
+fn a_command_that_knows_hosts_is_run_and_nothing_else_is_said_of_it() {
+    let home = Home::new();
+    let _manager = Manager::start(&home);
+    let sshd = Sshd::start(&home);
+    let known = home.write("known", sshd.known(&["ed25519"]));
+    home.write(".ssh/known_hosts", "");
+    let line = format!("Host *\n  KnownHostsCommand /bin/cat {}\n", known.display());
+    home.write(".ssh/config", line);
+    let launched = sshd.launch(&home, "openssh", "").run();
+    assert_eq!(launched.stderr, "");
+    launched.id();
+}
+
+#[test]
 fn no_answer_to_ssh_is_anywhere_but_in_pipes() {
     let home = Home::new();
     let _manager = Manager::start(&home);

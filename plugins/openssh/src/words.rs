@@ -264,13 +264,12 @@ impl Words {
             error.causes.push(format!("the server takes {takes}"));
         }
         error.causes.extend(self.last_words());
-        if self.tried.iter().any(|it| it.starts_with(KERBEROS)) {
-            return error.with_hint(
-                "check the user's name, and `identity_files` or the agent's keys; a ticket of \
-                 Kerberos comes from `kinit`, and `klist` shows it",
-            );
-        }
-        error.with_hint("check the user's name, and `identity_files` or the agent's keys")
+        let more = match self.tried.iter().any(|it| it.starts_with(KERBEROS)) {
+            true => "; a ticket of Kerberos comes from `kinit`, and `klist` shows it",
+            false => "",
+        };
+        let usual = "check the user's name, and `identity_files` or the agent's keys";
+        error.with_hint(format!("{usual}{more}"))
     }
 
     fn changed(&self, place: &str, settings: &Settings) -> LaunchError {

@@ -55,7 +55,7 @@ pub struct Settings {
     pub revoked: Option<PathBuf>,
     /// Kinds of signatures that an authority may make.
     pub ca_algorithms: Vec<String>,
-    /// What the configuration asks for and is not done, in words.
+    /// What the configuration asks for and only `ssh` itself does, in words.
     pub unheeded: Vec<&'static str>,
     /// What to do with a host that is not known.
     pub unknown_host: UnknownHost,
@@ -71,6 +71,8 @@ pub struct Settings {
     pub family: String,
     /// The address here to connect from.
     pub bind: Option<IpAddr>,
+    /// Whether keys are in a smart card.
+    pub has_card: bool,
     /// Whether `ssh` processes are to share connections.
     pub is_shared: bool,
 }
@@ -179,10 +181,6 @@ pub fn resolve(
         settings.port = port;
     }
     settings.expand(person);
-    for unheeded in &settings.unheeded {
-        let text = format!("of the ssh configuration for `{host}`, {unheeded}");
-        caller.notice(LogLevel::Warn, text)?;
-    }
     Ok(settings)
 }
 
@@ -320,6 +318,10 @@ impl Settings {
             (is_set("knownhostscommand"), "`KnownHostsCommand` is not run: only files count"),
             (is_set("verifyhostkeydns"), "`VerifyHostKeyDNS` is not done: only files count"),
             (
+                is_set("pkcs11provider"),
+                "`PKCS11Provider` is not used: `backend=openssh` can log in by a smart card",
+            ),
+            (
                 ca_algorithms.is_some() && ca_algorithms.filter(is_list).is_none(),
                 "`CASignatureAlgorithms` with `+`, `-` or `^` is left out, as there is no `ssh` to \
                  say what it means",
@@ -360,8 +362,21 @@ impl Settings {
             connect_limit: timeout.map_or(CONNECT_LIMIT, Duration::from_secs),
             family: one("addressfamily").unwrap_or("any").to_owned(),
             bind: one("bindaddress").and_then(|address| address.parse().ok()),
+            has_card: is_set("pkcs11provider"),
             is_shared: one("controlpath").is_some_and(|path| !path.eq_ignore_ascii_case("none")),
         }
+    }
+
+    /// Tells the person what of their configuration only `ssh` itself does.
+    ///
+    /// # Errors
+    ///
+    /// `cancelled`.
+    pub fn tell_unheeded(&self, caller: &Caller) -> Result<(), LaunchError> {
+        self.unheeded.iter().try_for_each(|unheeded| {
+            let text = format!("of the ssh configuration for `{}`, {unheeded}", self.given);
+            caller.notice(LogLevel::Warn, text)
+        })
     }
 
     fn expand(&mut self, person: &Person) {

@@ -103,6 +103,7 @@ pub fn launch(
     resolve_jumps(&settings, &person, caller, &mut way, 0)?;
     let is_proxied = !way.is_empty() || settings.proxy_command.is_some();
     way.push(settings);
+    way.iter().try_for_each(|settings| settings.tell_unheeded(caller))?;
     let mut hops: Vec<Hop> = Vec::new();
     let last = way.len() - 1;
     for (index, settings) in way.iter().enumerate() {

@@ -462,13 +462,15 @@ impl Login<'_> {
                  agent holds it: `ssh-add FILE`",
             );
         }
-        if allowed.iter().any(|method| method.starts_with("gssapi")) {
-            return error.with_hint(
-                "check the user's name, and `identity_files` or the agent's keys; \
-                 `backend=openssh` can log in by a ticket of Kerberos",
-            );
-        }
-        error.with_hint("check the user's name, and `identity_files` or the agent's keys")
+        let more = if self.settings.has_card {
+            "; `backend=openssh` can log in by the smart card of `PKCS11Provider`"
+        } else if allowed.iter().any(|method| method.starts_with("gssapi")) {
+            "; `backend=openssh` can log in by a ticket of Kerberos"
+        } else {
+            ""
+        };
+        let usual = "check the user's name, and `identity_files` or the agent's keys";
+        error.with_hint(format!("{usual}{more}"))
     }
 
     /// The error where a question had no answer.
