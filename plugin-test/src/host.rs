@@ -35,6 +35,8 @@ const LONELY: &str = "lonely=10";
 const LATER: &str = r#","later":{"type":"cancel","id":1,"list":[null,{"a":"}]\""}]},"mood":1e3"#;
 /// Variables of a client that a plugin gets to see.
 const ENVIRONMENT: [&str; 6] = ["HOME", "KRB5CCNAME", "LANG", "LC_ALL", "SSH_AUTH_SOCK", "USER"];
+/// Most bytes that a plugin may say in one launch.
+const SAID_MAX: usize = 16 * 1024 * 1024;
 
 /// The request that a manager would make of what the author gave.
 fn request(launch: &Launch, script: &Script, manifest: &Manifest) -> Result<LaunchRequest, String> {
@@ -160,8 +162,12 @@ impl Play<'_> {
         let mut connected = false;
         let mut stopped = self.stop_at(0);
         let mut deadline = Instant::now() + if stopped { GRACE } else { self.kit.timeout };
+        let mut length = 0;
         let ending = loop {
-            let (message, text) = match self.worker.next(deadline) {
+            // Whoever never stops talking is late all the same.
+            let is_late = Instant::now() >= deadline;
+            let heard = if is_late { Heard::Deadline } else { self.worker.next(deadline) };
+            let (message, text) = match heard {
                 Heard::Message(message, text) => (message, text),
                 Heard::Junk(junk) => {
                     break Ending::Protocol(format!("it said something that is no message: {junk}"))
@@ -177,6 +183,10 @@ impl Play<'_> {
                 }
                 Heard::Deadline => break Ending::Timeout(self.missing(stopped)),
             };
+            length += text.len();
+            if length > SAID_MAX {
+                break Ending::Protocol(format!("it says more than {} MiB", SAID_MAX >> 20));
+            }
             if !matches!(message, PluginMessage::Offer(_) | PluginMessage::Hello(_)) {
                 talk.said.push(text);
             }

@@ -32,6 +32,8 @@ const HELLO: Duration = Duration::from_secs(10);
 pub(crate) const GONE: Duration = Duration::from_secs(4);
 /// The variable by which everything that a launch started on this machine is found.
 const MARK: &str = "DISTANT_PLUGIN_TEST";
+/// Lines that wait to be looked at; then the plugin waits.
+const LINES: usize = 64;
 /// Characters of something unexpected that are shown.
 const SHOWN: usize = 120;
 
@@ -55,7 +57,7 @@ pub(crate) struct Worker {
 impl Worker {
     fn start(kit: &Kit, table: Option<&str>) -> io::Result<Self> {
         if let Some(stream) = kit.in_process.then(attached::worker).flatten() {
-            let (sender, lines) = mpsc::channel();
+            let (sender, lines) = mpsc::sync_channel(LINES);
             let output = stream.try_clone()?;
             thread::spawn(move || read_lines(output, &sender));
             let stdin: Box<dyn Write + Send> = Box::new(Attached(stream));
@@ -81,7 +83,7 @@ impl Worker {
         }
         let streams = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = streams.spawn()?;
-        let (sender, lines) = mpsc::channel();
+        let (sender, lines) = mpsc::sync_channel(LINES);
         if let Some(stdout) = child.stdout.take() {
             thread::spawn(move || read_lines(stdout, &sender));
         }
@@ -207,7 +209,10 @@ fn marked(mark: &str) -> Vec<(Pid, String)> {
     found.collect()
 }
 
-fn read_lines(stdout: impl Read, sender: &mpsc::Sender<Result<(PluginMessage, String), String>>) {
+fn read_lines(
+    stdout: impl Read,
+    sender: &mpsc::SyncSender<Result<(PluginMessage, String), String>>,
+) {
     let mut stdout = BufReader::new(stdout);
     loop {
         let mut line = Vec::new();
