@@ -65,7 +65,7 @@ impl Integrity {
 
     /// The socket of the session.
     pub(crate) fn socket(&self) -> &OwnedFd {
-        &self.0.state.socket
+        &self.0 .0.socket
     }
 
     /// Fails for ever once a packet was changed.
