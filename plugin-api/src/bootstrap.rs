@@ -17,7 +17,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::connect_line::{ConnectLine, PROOF_LINE};
+use crate::connect_line::{ConnectLine, HELLO_LINE, PROOF_LINE};
 use crate::message::{
     BindServer, ErrorKind, LaunchError, LaunchRequest, LogLevel, ServerCommand, Stage,
 };
@@ -141,6 +141,8 @@ const KILL_LIMIT: Duration = Duration::from_secs(3);
 /// How long the command may take to say that it has heard `keep`. Nobody waits for that but the
 /// launch itself, and the line may be slow; what is not heard is the end of the server.
 const KEEP_LIMIT: Duration = Duration::from_secs(15);
+/// Longest hello of a server that is handed on.
+const HELLO_MAX: usize = 4096;
 /// Addresses of a machine that are kept.
 const ADDRESSES_MAX: usize = 16;
 /// Places that an error shows, and their length: a `PATH` may be long.
@@ -191,6 +193,7 @@ struct Server {
     addresses: Vec<IpAddr>,
     pid: Option<u32>,
     proof: bool,
+    hello: Option<String>,
     watch: Watch,
     stdin: Option<File>,
 }
@@ -226,6 +229,7 @@ impl Server {
             addresses: server.addresses,
             pid: server.daemon.or(server.process),
             proof: server.proof,
+            hello: server.hello,
             watch,
             stdin: Some(File::from(stdin)),
         })
@@ -272,6 +276,7 @@ struct Found {
     closed: bool,
     unbound: bool,
     proof: bool,
+    hello: Option<String>,
     addresses: Vec<IpAddr>,
     tried: Vec<String>,
     not_executable: Vec<String>,
@@ -338,6 +343,10 @@ impl Found {
             "exit" => self.exit = Some(shown(rest, WORD_MAX)),
             "half" => remember(&mut self.words, rest),
             "say" if rest.trim() == PROOF_LINE => self.proof = true,
+            "say" if rest.starts_with(HELLO_LINE) => {
+                let hello = rest[HELLO_LINE.len()..].trim();
+                self.hello = Some(hello.to_owned()).filter(|it| it.len() <= HELLO_MAX);
+            }
             "say" => match ConnectLine::parse(rest) {
                 Some(line) => {
                     self.line.get_or_insert(line);

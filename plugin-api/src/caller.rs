@@ -263,6 +263,7 @@ mod tests {
                 key: SessionKey::new([0; 32]),
                 pid: None,
                 proof: false,
+                hello: None,
                 via: Via::Direct,
             };
             let reply = HostMessage::Verdict(Verdict { id, result: VerdictKind::Slow });

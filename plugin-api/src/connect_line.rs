@@ -14,6 +14,10 @@ use crate::secret::{Secret, SessionKey};
 /// after the connect line, and only where the launch asked for it.
 pub const PROOF_LINE: &str = "distant-server proof=1";
 
+/// How the line begins by which such a server says, before the connect line, what it will say to its
+/// first client; what follows is for that client.
+pub const HELLO_LINE: &str = "distant-server hello=";
+
 /// What a connect line says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectLine {

@@ -151,6 +151,7 @@ fn of_plugins() -> Vec<PluginMessage> {
             key: SessionKey::new([0; 32]),
             pid: Some(1),
             proof: true,
+            hello: Some(text()),
             via: Via::Tunnel,
         }),
         PluginMessage::Run(Run {

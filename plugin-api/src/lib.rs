@@ -92,6 +92,7 @@
 //!             key: line.key,
 //!             pid: Some(server.0.id()),
 //!             proof: false,
+//!             hello: None,
 //!             via: Via::Direct,
 //!         };
 //!         loop {

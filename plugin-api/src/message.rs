@@ -387,6 +387,9 @@ pub struct Offer {
     /// Whether it said `distant-server proof=1`: then the key is proved to it and never sent.
     #[serde(default)]
     pub proof: bool,
+    /// What it said behind `distant-server hello=`, which saves its first client a round trip.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hello: Option<String>,
     /// How it is reached.
     #[serde(default)]
     pub via: Via,

@@ -114,7 +114,8 @@ fn plugin_message() -> impl Strategy<Value = PluginMessage> {
         ask.prop_map(|(id, question)| PluginMessage::Ask(Ask { id, question })),
         offer.prop_map(|(id, host, port, key, pid)| {
             let (key, proof, via) = (SessionKey::new(key), id % 2 == 0, Via::Tunnel);
-            PluginMessage::Offer(Offer { id, host, port, key, pid, proof, via })
+            let hello = pid.map(|pid| pid.to_string());
+            PluginMessage::Offer(Offer { id, host, port, key, pid, proof, hello, via })
         }),
         text().prop_map(|text| PluginMessage::Notice(Notice { level: LogLevel::Warn, text })),
         (text(), text()).prop_map(|(target, text)| {

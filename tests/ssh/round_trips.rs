@@ -3,6 +3,7 @@
 //! Two network namespaces are joined by a link that delays every packet, so that the TCP handshake,
 //! Nagle and delayed acknowledgements cost what they cost on a real line.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -75,6 +76,18 @@ fn known(home: &Home, sshd: &Sshd) {
     home.write(".ssh/known_hosts", lines);
 }
 
+/// The steps that wait for the other end of the line.
+const STEPS: [&str; 5] = ["connect", "authenticate", "start", "tcp", "proof"];
+
+/// The steps of a launch that `--timings` tells of, and how many milliseconds each took.
+fn timings(told: &str) -> impl Iterator<Item = (String, f64)> + '_ {
+    told.lines().filter_map(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        let took = words.next()?.parse().ok()?;
+        Some((words.next()?.to_owned(), took))
+    })
+}
+
 #[test]
 fn a_launch_takes_few_round_trips() {
     let home = Home::new();
@@ -82,35 +95,53 @@ fn a_launch_takes_few_round_trips() {
     known(&home, &sshd);
     let distant = programs().distant.display().to_string();
     let mut times = Vec::new();
+    let mut steps = Vec::new();
     for milliseconds in [25, 100] {
         let line = Line::new(&home, &sshd, "rt", milliseconds, "");
         let listen = line.near(&home, &[&distant, "manager", "listen", "--user"]);
         let manager = Manager::listen(&home, listen, true);
-        let fastest = |args: &[&str]| -> Duration {
-            let run = || {
+        let fastest = |args: &[&str], see: &mut dyn FnMut(&str)| -> Duration {
+            let mut run = || {
                 let since = Instant::now();
-                line.near(&home, args).run().success();
-                since.elapsed()
+                let finished = line.near(&home, args).run();
+                let took = since.elapsed();
+                see(&finished.stderr);
+                finished.success();
+                took
             };
             (0..7).map(|_| run()).min().unwrap()
         };
-        let of = |backend: &str| {
+        let mut shortest = BTreeMap::new();
+        let mut of = |backend: &'static str| {
             let args = launch_args(&sshd, backend);
-            let args: Vec<_> =
-                [distant.as_str()].into_iter().chain(args.iter().map(String::as_str)).collect();
-            fastest(&args)
+            let args = args.iter().map(String::as_str).chain(["--timings"]);
+            let args: Vec<_> = [distant.as_str()].into_iter().chain(args).collect();
+            fastest(&args, &mut |told| {
+                for (step, took) in timings(told) {
+                    let shortest = shortest.entry((backend, step)).or_insert(took);
+                    *shortest = took.min(*shortest);
+                }
+            })
         };
         let files = format!("UserKnownHostsFile={}", home.path(".ssh/known_hosts").display());
         let identity = sshd.identity();
         let bare = ["ssh", "-i", &identity, "-o", &files, "-p", "4022", "root@10.99.0.1", "true"];
-        times.push([of("ssh2"), of("libssh"), of("openssh"), fastest(&bare)]);
+        times.push([of("ssh2"), of("libssh"), of("openssh"), fastest(&bare, &mut |_| ())]);
+        steps.push(shortest);
         drop(manager);
     }
     for (index, (name, most)) in
         [("ssh2", 13.0), ("libssh", 12.0), ("openssh", 16.0), ("bare ssh", 99.0)].iter().enumerate()
     {
         let round_trips = (times[1][index] - times[0][index]).as_secs_f64() / 0.150;
-        report(format!("round trips, {name}: {round_trips:.1}"));
+        let parts: Vec<_> = STEPS
+            .iter()
+            .filter_map(|step| {
+                let of = |index: usize| steps[index].get(&(*name, (*step).to_owned()));
+                Some(format!("{step} {:.1}", (of(1)? - of(0)?) / 150.0))
+            })
+            .collect();
+        report(format!("round trips, {name}: {round_trips:.1} {}", parts.join(", ")));
         // The rest is what a busy machine adds.
         assert!(round_trips < most + 0.5, "{name}: {round_trips}");
     }

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use super::Limits;
 use crate::wire::client::{Client, ClientOptions, ConnectError, Credential};
+use crate::wire::Told;
 
 /// What a try came to.
 #[derive(Debug)]
@@ -177,7 +178,8 @@ async fn attempt(offer: Offer, deadline: Instant, timeout: Duration, patience: D
     }
     let key = offer.key.clone();
     let credential = if offer.proof { Credential::Proof(key) } else { Credential::Key(key) };
-    let options = ClientOptions { patience, ..ClientOptions::tcp(credential, left) };
+    let told = offer.hello.as_deref().and_then(Told::parse);
+    let options = ClientOptions { patience, told, ..ClientOptions::tcp(credential, left) };
     match Client::connect_tcp(&addresses, options).await {
         Ok(client) => Tried::Proven(offer.id, client),
         Err(error) if is_another_server(&error) => {

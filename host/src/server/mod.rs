@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use distant_plugin_api::connect_line::{ConnectLine, PROOF_LINE};
+use distant_plugin_api::connect_line::{ConnectLine, HELLO_LINE, PROOF_LINE};
 use distant_plugin_api::secret::{Secret, SessionKey};
 use distant_plugin_api::{ErrorKind, LaunchError};
 use rand::RngCore;
@@ -30,6 +30,7 @@ pub use settings::{
 };
 
 use crate::wire::server::{serve, ServerOptions};
+use crate::wire::Hello;
 use api::Files;
 use lifetime::Presence;
 use listen::Bound;
@@ -156,11 +157,12 @@ pub async fn run(
     let files = Files::new(settings.watch.clone()).map_err(Error::Start)?;
     let processes = Processes::new().map_err(Error::Start)?;
     let answers = Arc::new(Answers::new(files, processes, presence.clone(), stop.clone()));
-    let options = ServerOptions::tcp(key.clone());
+    let hello = settings.launch.announce_proof.then(|| Arc::new(Hello::default()));
+    let said = connect_text(key.clone(), address, hello.as_deref());
+    let options = ServerOptions { hello, ..ServerOptions::tcp(key) };
 
     let shutdown = CancellationToken::new();
     let serving = serve(listener, options, Arc::clone(&answers), shutdown.clone());
-    let said = connect_text(key, address, settings.launch.announce_proof);
     tracing::info!(%address, "listening");
     if let Some(remark) = &remark {
         tracing::warn!("{remark}");
@@ -185,11 +187,17 @@ fn new_key() -> SessionKey {
     SessionKey::new(*bytes)
 }
 
-/// The bytes of distant 0.20, and the line for launchers that understand it.
-fn connect_text(key: SessionKey, address: SocketAddr, proof: bool) -> Secret {
+/// The bytes of distant 0.20, and the lines for launchers that understand them.
+fn connect_text(key: SessionKey, address: SocketAddr, hello: Option<&Hello>) -> Secret {
     let line = ConnectLine { key, address }.expose();
-    let proof = if proof { format!("{PROOF_LINE}\n") } else { String::new() };
-    Secret::new(format!("\r\n{}\n{proof}\r\n", line.expose()))
+    let (before, after) = match hello {
+        Some(hello) => {
+            let hello = hello.text().map(|text| format!("{HELLO_LINE}{text}\n"));
+            (hello.unwrap_or_default(), format!("{PROOF_LINE}\n"))
+        }
+        None => Default::default(),
+    };
+    Secret::new(format!("\r\n{before}{}\n{after}\r\n", line.expose()))
 }
 
 #[cfg(test)]

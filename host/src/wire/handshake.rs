@@ -6,7 +6,9 @@
 //! an HMAC over the whole exchange as they saw it, so the proofs fit only if both saw the same one,
 //! and a machine in the middle neither can make one nor learns anything from those it sees.
 
+use std::fmt;
 use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use distant_plugin_api::secret::SessionKey;
 use hmac::{Hmac, Mac};
@@ -29,6 +31,9 @@ pub(super) const METHOD_NONE: &str = "none";
 pub(super) const METHOD_KEY: &str = "static_key";
 /// The method in which the key is proved, by both ends.
 pub(super) const METHOD_PROOF: &str = "static_key_proof";
+
+/// Longest text of a [`Told`] that is read.
+const TOLD_MAX: usize = 4096;
 
 /// Bytes of a version as it is sent.
 pub(super) const VERSION_LENGTH: usize = 24;
@@ -61,6 +66,18 @@ pub(super) fn check_version(bytes: &[u8; VERSION_LENGTH]) -> Result<(), String> 
 pub(super) struct Offer {
     pub(super) compression_types: Vec<CompressionType>,
     pub(super) encryption_types: Vec<EncryptionType>,
+}
+
+/// What a server of ours can do, as it says it.
+pub(super) fn offer() -> Vec<u8> {
+    super::pack(&Offer {
+        compression_types: vec![
+            CompressionType::Deflate,
+            CompressionType::Gzip,
+            CompressionType::Zlib,
+        ],
+        encryption_types: vec![EncryptionType::XChaCha20Poly1305],
+    })
 }
 
 /// What a client wants of it.
@@ -143,7 +160,7 @@ impl Exchange {
     }
 
     /// Works the key out of the other end's half.
-    pub(super) fn finish(self, theirs: &ExchangeHalf) -> io::Result<SharedKey> {
+    pub(super) fn finish(&self, theirs: &ExchangeHalf) -> io::Result<SharedKey> {
         let bad = || io::Error::new(io::ErrorKind::InvalidData, "a key exchange that is none");
         let public = PublicKey::from_sec1_bytes(&theirs.public_key).map_err(|_| bad())?;
         let their_salt: &[u8; 32] = theirs.salt.as_slice().try_into().map_err(|_| bad())?;
@@ -156,6 +173,81 @@ impl Exchange {
             .expand(&[], &mut key)
             .map_err(|_| bad())?;
         Ok(SharedKey(key))
+    }
+}
+
+/// All that a server says before its client has said anything, its half of the key exchange
+/// included: whoever was told of it beforehand, by a way on which nobody reads or changes it, need
+/// not wait for it.
+///
+/// It is a half as any other and the exchange one of two fresh keys, so nothing that is kept, such
+/// as the session key, is of use to whoever has recorded the connection. It is used until the first
+/// client has shown the key, and forgotten then.
+pub struct Hello {
+    exchange: Mutex<Option<Arc<Exchange>>>,
+    /// The halves of clients that have shown the key after this. None is taken twice, so that who
+    /// recorded what a client sent gets nowhere by sending it again. Only connections that were
+    /// open when the first one showed the key can add to it, and their number is limited.
+    shown: Mutex<Vec<Vec<u8>>>,
+}
+
+impl fmt::Debug for Hello {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Hello").finish_non_exhaustive()
+    }
+}
+
+impl Default for Hello {
+    fn default() -> Self {
+        Self { exchange: Mutex::new(Some(Arc::new(Exchange::new()))), shown: Mutex::default() }
+    }
+}
+
+impl Hello {
+    fn exchange(&self) -> MutexGuard<'_, Option<Arc<Exchange>>> {
+        self.exchange.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The text for whoever starts the server; nothing once it is of no use any more.
+    pub fn text(&self) -> Option<String> {
+        let half = super::pack(&self.told()?.half());
+        Some(hex::encode(super::pack(&(&version()[..], offer(), half))))
+    }
+
+    /// The key exchange that was told of, for a new connection, unless it is of no use any more.
+    pub(super) fn told(&self) -> Option<Arc<Exchange>> {
+        self.exchange().clone()
+    }
+
+    /// A client of the exchange that was told of has sent this half and shown the key. Tells
+    /// whether nobody did that with this half before.
+    pub(super) fn take(&self, half: &[u8]) -> bool {
+        *self.exchange() = None;
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = !shown.iter().any(|known| known == half);
+        if is_new {
+            shown.push(half.to_vec());
+        }
+        is_new
+    }
+}
+
+/// What a client was told of a [`Hello`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    pub(super) version: [u8; VERSION_LENGTH],
+    pub(super) offer: Vec<u8>,
+    pub(super) half: Vec<u8>,
+}
+
+impl Told {
+    /// Reads the text; nothing if it is none, or of a server that this client does not know.
+    pub fn parse(text: &str) -> Option<Self> {
+        let bytes = hex::decode(Some(text).filter(|text| text.len() <= TOLD_MAX)?).ok()?;
+        let (version, offer, half): (Vec<u8>, Vec<u8>, Vec<u8>) = super::unpack(&bytes).ok()?;
+        let version = version.try_into().ok()?;
+        check_version(&version).ok()?;
+        Some(Self { version, offer, half })
     }
 }
 

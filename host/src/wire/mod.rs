@@ -22,6 +22,8 @@ mod outbox;
 pub mod server;
 mod stream;
 
+pub use handshake::{Hello, Told};
+
 /// Most bytes of a frame between ends that know each other.
 ///
 /// Released programs know no bound, and a file travels in one frame: through a manager's channel with

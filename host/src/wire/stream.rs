@@ -142,10 +142,20 @@ impl<S: Socket> Stream<S> {
 
     /// Uses `codec` from here on, and counts frames from here on.
     pub(super) fn switch(&mut self, codec: Codec) {
-        self.reading.frames.codec = codec.clone();
+        self.say(codec.clone());
+        self.hear(codec);
+    }
+
+    /// The half of [`Self::switch`] for what is written.
+    pub(super) fn say(&mut self, codec: Codec) {
         self.writing.codec = codec;
-        self.reading.received = 0;
         self.writing.sent = 0;
+    }
+
+    /// The half of [`Self::switch`] for what is read.
+    pub(super) fn hear(&mut self, codec: Codec) {
+        self.reading.frames.codec = codec;
+        self.reading.received = 0;
     }
 
     /// Reads bytes that are in no frame.

@@ -100,6 +100,7 @@ impl Ways<'_> {
             key: self.server.line.key.clone(),
             pid: self.server.pid,
             proof: self.server.proof,
+            hello: self.server.hello.clone(),
             via,
         }
     }

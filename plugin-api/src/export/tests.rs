@@ -100,6 +100,7 @@ fn a_launch_speaks_through_the_table() {
                 key: crate::secret::SessionKey::new([7; 32]),
                 pid: None,
                 proof: true,
+                hello: None,
                 via: Default::default(),
             };
             let verdict = caller.offer(&offer)?;

@@ -131,6 +131,7 @@ fn offer(caller: &Caller, server: &mut Server, listening: &Listening) -> Result<
         key: listening.line.key.clone(),
         pid: Some(server.pid()),
         proof: listening.proof,
+        hello: None,
         via: Via::Direct,
     };
     let reason = loop {

@@ -20,7 +20,7 @@ use crate::wire::handshake::{
 use crate::wire::message::{Authentication, AuthenticationResponse};
 use crate::wire::outbox::Outbox;
 use crate::wire::stream::{Socket, Stream};
-use crate::wire::{pack, FRAME_MAX};
+use crate::wire::{pack, Told, FRAME_MAX};
 
 /// Bytes of a frame from a server that is not known yet.
 const UNKNOWN: usize = 64 * 1024;
@@ -68,6 +68,50 @@ pub(super) fn explain(stage: Stage, error: io::Error) -> ConnectError {
         },
         _ => ConnectError::Io { source: error },
     }
+}
+
+/// What is still to come of a server whose first words are known.
+struct Awaited<'a> {
+    told: &'a Told,
+    codec: Codec,
+}
+
+impl Awaited<'_> {
+    /// Reads them, and what follows them as it is encrypted.
+    async fn hear<S: Socket>(self, stream: &mut Stream<S>) -> Result<(), ConnectError> {
+        let failed = |error| explain(Stage::Hello, error);
+        let version: [u8; VERSION_LENGTH] = stream.raw().await.map_err(failed)?;
+        let is_known = version == self.told.version
+            && stream.expect().await.map_err(failed)? == self.told.offer
+            && stream.expect().await.map_err(failed)? == self.told.half;
+        if !is_known {
+            let reason = "it does not say what it was to say first".to_owned();
+            return Err(ConnectError::Protocol { reason });
+        }
+        stream.hear(self.codec);
+        Ok(())
+    }
+}
+
+/// Puts the first flight to a server whose first words are known; what is put next is encrypted.
+fn greet_as_told<'a, S: Socket>(
+    stream: &mut Stream<S>,
+    told: &'a Told,
+) -> Result<(Transcript, Awaited<'a>), ConnectError> {
+    let failed = |error| explain(Stage::Hello, error);
+    let exchange = Exchange::new();
+    let (choice, half) = (choose(None), pack(&exchange.half()));
+    stream.writing.put_message(&choice);
+    stream.writing.put(&half);
+    let theirs: ExchangeHalf = unpack(&told.half).map_err(failed)?;
+    let key = exchange.finish(&theirs).map_err(failed)?;
+    let mut transcript = Transcript::default();
+    for piece in [&told.version[..], &told.offer, &pack(&choice), &half, &told.half] {
+        transcript.add(piece);
+    }
+    let codec = Codec::new(Some(key.expose()), choice.compression());
+    stream.say(codec.clone());
+    Ok((transcript, Awaited { told, codec }))
 }
 
 /// The first flight: what this client wants, and the key exchange.
@@ -147,7 +191,14 @@ pub(in crate::wire) async fn establish<S: Socket>(
     first: Option<&Bytes>,
 ) -> Result<Established<S>, ConnectError> {
     let mut stream = Stream::new(socket, UNKNOWN);
-    let transcript = greet(&mut stream, options.compression, true).await?;
+    let told = options.told.as_ref().filter(|_| options.compression.is_none());
+    let (transcript, awaited) = match (told, &options.credential) {
+        (Some(told), Credential::Proof(_)) => {
+            let (transcript, awaited) = greet_as_told(&mut stream, told)?;
+            (transcript, Some(awaited))
+        }
+        _ => (greet(&mut stream, options.compression, true).await?, None),
+    };
     let (method, answer) = match &options.credential {
         Credential::None => (METHOD_NONE, None),
         Credential::Key(key) => (METHOD_KEY, Some(key.expose_hex())),
@@ -169,6 +220,9 @@ pub(in crate::wire) async fn establish<S: Socket>(
     }
     let failed = |error| explain(Stage::Credential, error);
     writing.flush().await.map_err(failed)?;
+    if let Some(awaited) = awaited {
+        awaited.hear(&mut stream).await?;
+    }
 
     let id = stream.expect_message().await.map_err(failed)?;
     let is_ours =

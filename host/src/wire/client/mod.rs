@@ -28,7 +28,7 @@ use super::frame::{CompressionLevel, CompressionType};
 use super::message::Authentication;
 use super::outbox::Outbox;
 use super::stream::Socket;
-use super::{Closed, FRAME_MAX};
+use super::{Closed, Told, FRAME_MAX};
 
 /// Bytes that are kept of what was sent, for a reconnection.
 const BACKUP: usize = 16 * 1024 * 1024;
@@ -62,6 +62,9 @@ pub enum Credential {
 pub struct ClientOptions {
     /// What to show.
     pub credential: Credential,
+    /// What the server will say first, if somebody knows: a round trip less. Only with
+    /// [`Credential::Proof`].
+    pub told: Option<Told>,
     /// For all of it: to connect, to authenticate (with what the [`Authenticator`] takes), and to
     /// have the first answer.
     pub within: Duration,
@@ -85,6 +88,7 @@ impl ClientOptions {
     pub fn unix() -> Self {
         Self {
             credential: Credential::None,
+            told: None,
             within: Duration::from_secs(15),
             reconnect: false,
             compression: None,
@@ -245,7 +249,7 @@ impl Client {
             // A mute address must not use up the time of those after it.
             let share = deadline.saturating_duration_since(Instant::now())
                 / (addresses.len() - index).try_into().unwrap_or(1);
-            let attempt = timeout(share, Self::connect_to(*address, &options)).await;
+            let attempt = timeout(share, Self::connect_as_told(*address, &options)).await;
             match attempt.unwrap_or(Err(ConnectError::TimedOut { within: options.within })) {
                 Ok(client) => return Ok(client),
                 Err(
@@ -255,6 +259,24 @@ impl Client {
             }
         }
         Err(last)
+    }
+
+    /// Connects with what is known of the server, and without where that turns out to be of no use,
+    /// as after somebody else was there first.
+    async fn connect_as_told(
+        address: SocketAddr,
+        options: &ClientOptions,
+    ) -> Result<Self, ConnectError> {
+        let outcome = Self::connect_to(address, options).await;
+        let is_no_use =
+            matches!(outcome, Err(ConnectError::Rejected { .. } | ConnectError::Protocol { .. }));
+        match &options.told {
+            Some(_) if is_no_use => {
+                let options = ClientOptions { told: None, ..options.clone() };
+                Self::connect_to(address, &options).await
+            }
+            _ => outcome,
+        }
     }
 
     async fn connect_to(

@@ -26,7 +26,7 @@ mod setup;
 pub use reply::{Reply, TrySendError};
 
 use super::envelope::Request;
-use super::FRAME_MAX;
+use super::{Hello, FRAME_MAX};
 use connection::Connection;
 
 /// After an error of the listener that concerns all connections, such as no more file descriptors.
@@ -108,6 +108,8 @@ pub enum Verifier {
 pub struct ServerOptions {
     /// What a client has to show.
     pub verifier: Verifier,
+    /// What somebody was told beforehand.
+    pub hello: Option<Arc<Hello>>,
     /// How long the state of a lost connection is kept; `None`: not at all.
     pub reconnect: Option<Duration>,
     /// Whether a client may do without encryption.
@@ -134,6 +136,7 @@ impl ServerOptions {
     pub fn tcp(key: SessionKey) -> Self {
         Self {
             verifier: Verifier::Key { key },
+            hello: None,
             reconnect: Some(Duration::from_secs(600)),
             plain: false,
             unauthenticated: 64,
@@ -152,6 +155,7 @@ impl ServerOptions {
     pub fn unix() -> Self {
         Self {
             verifier: Verifier::None,
+            hello: None,
             reconnect: None,
             plain: true,
             unauthenticated: 256,

@@ -3,14 +3,15 @@
 use std::io;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use distant_plugin_api::secret::SessionKey;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::connection::{Attachment, Connection};
-use super::{Server, Service, Verifier};
+use super::{Server, ServerOptions, Service, Verifier};
 use crate::wire::frame::{Codec, CompressionType, EncryptionType};
 use crate::wire::handshake::{
-    unpack, version, Choice, Connect, Counters, Exchange, ExchangeHalf, Offer, Purpose, Role,
+    offer, unpack, version, Choice, Connect, Counters, Exchange, ExchangeHalf, Purpose, Role,
     SharedKey, Transcript, METHOD_KEY, METHOD_NONE, METHOD_PROOF,
 };
 use crate::wire::message::{Authentication, AuthenticationQuestion, AuthenticationResponse};
@@ -36,13 +37,18 @@ pub(super) async fn set_up<T: Socket, S: Service>(
     socket: T,
 ) -> io::Result<(Stream<T>, Client<S>)> {
     let mut stream = Stream::new(socket, UNKNOWN);
-    let transcript = greet(&mut stream, server.options.plain).await?;
+    let Greeted { transcript, told } = greet(&mut stream, &server.options).await?;
     let client = match stream.expect_message().await? {
         Connect::New => {
             let id = unused_id(server);
             stream.writing.put_message(&id);
             let (method, last) =
                 authenticate(&mut stream, &server.options.verifier, &transcript).await?;
+            if let Some((hello, half)) = server.options.hello.as_ref().zip(told) {
+                if !hello.take(&half) {
+                    return Err(refused("what another client has sent already"));
+                }
+            }
             // Not before the client has shown what it has to: nobody else is told anything.
             let place = match server.admit() {
                 Ok(place) => place,
@@ -86,16 +92,17 @@ fn unused_id<S: Service>(server: &Server<S>) -> u32 {
     }
 }
 
+/// What comes of both ends' first words.
+struct Greeted {
+    transcript: Transcript,
+    /// The client's half of a key exchange that somebody was told of.
+    told: Option<Bytes>,
+}
+
 /// Says what this end can do, and does what the client wants of it.
-async fn greet<T: Socket>(stream: &mut Stream<T>, allow_plain: bool) -> io::Result<Transcript> {
-    let offer = pack(&Offer {
-        compression_types: vec![
-            CompressionType::Deflate,
-            CompressionType::Gzip,
-            CompressionType::Zlib,
-        ],
-        encryption_types: vec![EncryptionType::XChaCha20Poly1305],
-    });
+async fn greet<T: Socket>(stream: &mut Stream<T>, options: &ServerOptions) -> io::Result<Greeted> {
+    let offer = offer();
+    let mut told = None;
     stream.writing.put_raw(&version());
     stream.writing.put(&offer);
     stream.writing.flush().await?;
@@ -110,7 +117,9 @@ async fn greet<T: Socket>(stream: &mut Stream<T>, allow_plain: bool) -> io::Resu
     }
     match choice.encryption_type {
         Some(EncryptionType::XChaCha20Poly1305) => {
-            let exchange = Exchange::new();
+            let known = options.hello.as_ref().and_then(|hello| hello.told());
+            let is_known = known.is_some();
+            let exchange = known.unwrap_or_else(|| Arc::new(Exchange::new()));
             let half = pack(&exchange.half());
             stream.writing.put(&half);
             stream.writing.flush().await?;
@@ -119,14 +128,15 @@ async fn greet<T: Socket>(stream: &mut Stream<T>, allow_plain: bool) -> io::Resu
             let key = exchange.finish(&theirs)?;
             transcript.add(&their_bytes);
             transcript.add(&half);
+            told = is_known.then_some(their_bytes);
             stream.switch(Codec::new(Some(key.expose()), choice.compression()));
         }
-        None if allow_plain => stream.switch(Codec::new(None, choice.compression())),
+        None if options.plain => stream.switch(Codec::new(None, choice.compression())),
         // A deliberate difference to released servers, which would take the key in plain text.
         None => return Err(refused("a client that wants no encryption")),
         Some(EncryptionType::Unknown) => return Err(refused("an encryption that is not known")),
     }
-    Ok(transcript)
+    Ok(Greeted { transcript, told })
 }
 
 /// Has the client show what it has to. Returns the method, and what tells the client that it did.

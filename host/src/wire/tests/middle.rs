@@ -49,14 +49,14 @@ async fn exchange(mut stream: Stream<TcpStream>) -> Stream<TcpStream> {
 }
 
 /// The machine, and every frame that it has read.
-struct Middle {
-    address: SocketAddr,
+pub(super) struct Middle {
+    pub(super) address: SocketAddr,
     read: Arc<Mutex<Vec<u8>>>,
     connections: watch::Receiver<u64>,
 }
 
 impl Middle {
-    async fn start(target: SocketAddr) -> Self {
+    pub(super) async fn start(target: SocketAddr) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let read = Arc::new(Mutex::new(Vec::new()));
@@ -82,7 +82,7 @@ impl Middle {
         read.windows(bytes.len()).any(|window| window == bytes)
     }
 
-    fn has_read_key(&self) -> bool {
+    pub(super) fn has_read_key(&self) -> bool {
         self.has_read(key().expose()) || self.has_read(key().expose_hex().expose().as_bytes())
     }
 }

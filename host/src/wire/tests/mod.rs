@@ -29,6 +29,7 @@ mod properties;
 mod reconnect;
 mod released;
 mod together;
+mod told;
 
 /// The payload of all requests and replies here.
 type Message = BTreeMap<String, String>;

@@ -147,6 +147,7 @@ fn offer(options: &Options, caller: &Caller) -> Result<(), LaunchError> {
             key: key.clone(),
             pid: options.get("pid").and_then(|pid| pid.parse().ok()),
             proof: options.bool("proof")?.unwrap_or(false),
+            hello: None,
             via,
         })
     };
