@@ -8,6 +8,7 @@ mod abi;
 mod bench;
 mod complete;
 mod docs;
+mod doctor;
 mod examples;
 mod executable;
 mod faulty;

@@ -462,6 +462,7 @@ impl Launch {
     fn timed_out(&self, clock: &Clock, key: &str) -> LaunchError {
         let (name, limit) = (&self.plugin, clock.limit());
         let message = format!("plugin `{name}` came to no end within {} s", limit.as_secs());
+        self.process.is_late(&message);
         LaunchError::new(ErrorKind::TimedOut, message).with_hint(format!(
             "where it is meant to take longer, `{key}` below `[manager.limits]` of the configuration \
              allows it"

@@ -277,7 +277,7 @@ fn edit(
 }
 
 /// Makes the folder of a file, for us alone.
-fn make_folder(path: &Path) -> io::Result<&Path> {
+pub(super) fn make_folder(path: &Path) -> io::Result<&Path> {
     let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     Ok(folder)

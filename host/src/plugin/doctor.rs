@@ -3,20 +3,26 @@
 //! A launch stops at the first thing that is wrong; here everything is looked at, so that a person
 //! does not mend one thing only to hear of the next. Nothing remembered is believed.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use distant_plugin_api::LaunchError;
 use serde::Serialize;
 
 use super::choice::Found;
 use super::discovery::{Candidate, Kind};
+use super::failures::{Failure, Failures, LATELY};
 use super::format;
 use super::listing::{Listed, State};
 use super::registry::{blocking, open, rule, Registry};
 use super::trust::{self, Complaint, Rule};
 use crate::paths;
+
+const DAY: u64 = 24 * 60 * 60;
+/// Failed launches that are told one by one; they are counted all the same.
+const FAILURES_SHOWN: usize = 10;
 
 /// What a check came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -52,6 +58,8 @@ pub struct Examined {
     pub plugin: Listed,
     /// What was looked at, in the order in which a launch does.
     pub checks: Vec<Check>,
+    /// Launches that it has ended badly of late, the newest first.
+    pub failures: Vec<Failure>,
     /// A command that launches through it, if it can be used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub launch: Option<String>,
@@ -140,6 +148,11 @@ impl Registry {
             Ok(_) => {}
         }
         self.use_of(&plugin, &mut report);
+        let (looked_at, known) = (candidate.clone(), Failures::beside(self.cache()));
+        let (failures, is_newer) = blocking(move || lately(&looked_at, &known)).await?;
+        if let Some(last) = failures.first() {
+            report.note("launches", history(last, failures.len(), is_newer), None);
+        }
         let is_usable =
             !matches!(plugin.state, State::Broken { .. } | State::Changed { .. } | State::Disabled);
         let launch = plugin.schemes.first().filter(|_| is_usable).map(|scheme| {
@@ -149,7 +162,8 @@ impl Registry {
                 _ => format!("{line} --options backend={}", plugin.name),
             }
         });
-        Ok(Examined { plugin, checks: report.0, launch })
+        let failures = failures.into_iter().take(FAILURES_SHOWN).collect();
+        Ok(Examined { plugin, checks: report.0, failures, launch })
     }
 
     /// Whether launches get this plugin.
@@ -183,6 +197,43 @@ impl Registry {
             }
         }
     }
+}
+
+/// Launches that a file has ended badly, and whether it was changed since the last of them.
+fn lately(candidate: &Candidate, known: &Failures) -> (Vec<Failure>, bool) {
+    let Ok(real) = trust::real_path(&candidate.path) else { return Default::default() };
+    let failures = known.of(&real);
+    let changed = real.metadata().map(|it| u64::try_from(it.mtime()).unwrap_or_default());
+    let is_newer = failures.first().is_some_and(|last| changed.is_ok_and(|it| it > last.at));
+    (failures, is_newer)
+}
+
+/// How often launches failed because of a plugin, when the last time, and what it said then.
+fn history(last: &Failure, count: usize, is_newer: bool) -> String {
+    let launches = if count == 1 { "1 launch".to_owned() } else { format!("{count} launches") };
+    let (days, ago, message) = (LATELY.as_secs() / DAY, rough(last.age()), &last.message);
+    let mut text = format!(
+        "{launches} failed because of it within {days} days, the last one {ago} ago: {message}"
+    );
+    if let Some(words) = &last.last_words {
+        text.push_str(&format!("; it last said: `{words}`"));
+    }
+    if is_newer {
+        text.push_str("; the file was changed since");
+    }
+    text
+}
+
+/// A time in its greatest unit.
+fn rough(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let (count, unit) = match seconds {
+        0..60 => (seconds, "s"),
+        60..3600 => (seconds / 60, "min"),
+        3600..DAY => (seconds / 3600, "h"),
+        _ => (seconds / DAY, "days"),
+    };
+    format!("{count} {unit}")
 }
 
 /// Everything that can be said of a file without running it; tells whether it is all good.

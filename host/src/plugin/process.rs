@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use super::child::Child;
 use super::discovery::Kind;
+use super::failures::Failures;
 use super::registry::Entry;
 use super::supervisor::{broken, Line, Shared, Supervisor};
 use crate::paths;
@@ -96,6 +97,8 @@ pub(super) struct Workers {
     pub(super) program: PathBuf,
     pub(super) limits: Limits,
     pub(super) running: TaskTracker,
+    /// Where failed launches are noted; `None` for workers that no launch wants.
+    pub(super) failures: Option<Failures>,
 }
 
 /// What happens at a worker.
@@ -140,6 +143,7 @@ impl Process {
         let limit = entry.hello_limit();
         let first = tokio::time::timeout(limit, process.next()).await.map_err(|_| {
             let message = format!("plugin `{name}` said nothing within {limit:?} of its start");
+            process.is_late(&message);
             LaunchError::new(ErrorKind::Plugin, message)
         })?;
         let hello = match first {
@@ -189,14 +193,19 @@ impl Process {
         let shared = Arc::new(Shared::default());
         let id = child.id();
         let supervisor = Supervisor::new(
-            entry.name.clone(),
+            (entry.name.clone(), entry.path.clone()),
             (child, pipes),
             workers.limits.clone(),
             log_level,
             (queue, sender, Arc::clone(&shared)),
         );
+        let failures = workers.failures.clone();
         tokio::spawn(async move {
-            let (events, last) = supervisor.run().await;
+            let (events, last, failure) = supervisor.run().await;
+            if let (Some(failures), Some(failure)) = (failures, failure) {
+                // A person may ask as soon as the launch has failed.
+                let _ = tokio::task::spawn_blocking(move || failures.add(&failure)).await;
+            }
             // The worker is gone; whether anybody wants to know it is no reason to wait.
             drop(token);
             for event in last {
@@ -232,6 +241,13 @@ impl Process {
     /// SIGTERM, and [`Limits::terminate`] later SIGKILL, with its whole group.
     pub fn cancel(&self) {
         self.shared.cancelled.cancel();
+    }
+
+    /// Notes that it takes longer than it may, and in which words that is said. It is not ended by
+    /// that; see [`Process::cancel`].
+    pub fn is_late(&self, message: &str) {
+        // What was said first is why the launch is given up.
+        let _ = self.shared.late.set(message.to_owned());
     }
 
     /// Waits for what happens next. After [`Event::Ended`] nothing does, and it returns

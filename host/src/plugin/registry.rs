@@ -21,6 +21,7 @@ use super::cache::{self, Identity, Manifests};
 use super::choice::{choose, Choice, Found};
 use super::config::Config;
 use super::discovery::{find, plain, Candidate, Folder, Kind, Origin};
+use super::failures::Failures;
 use super::listing::{listed, Listed};
 use super::process::{Limits, Process, Workers};
 use super::refusal::{self, Wanted};
@@ -150,7 +151,8 @@ impl Registry {
     /// Makes a registry; it reads nothing before it is asked something.
     pub fn new(settings: Settings) -> Self {
         let Settings { config, cache, program, named, folders, limits } = settings;
-        let workers = Workers { program, limits, running: TaskTracker::new() };
+        let failures = Some(Failures::beside(&cache));
+        let workers = Workers { program, limits, running: TaskTracker::new(), failures };
         let asking = Semaphore::new(ASKED_AT_ONCE);
         Self { config, cache, named, folders, workers, answers: Mutex::new(None), asking }
     }
@@ -232,6 +234,10 @@ impl Registry {
     /// The file that [`Registry::choose`] writes.
     pub fn config(&self) -> &Path {
         &self.config
+    }
+
+    pub(super) fn cache(&self) -> &Path {
+        &self.cache
     }
 
     /// The folders that are searched.
@@ -353,7 +359,9 @@ impl Registry {
         // The semaphore is never closed.
         let _turn = self.asking.acquire().await;
         let unknown = Manifest::new::<String>(candidate.name.clone(), []);
-        let entry = self.entry(candidate, opened, Arc::new(unknown));
+        let mut entry = self.entry(candidate, opened, Arc::new(unknown));
+        // Who asks hears what is wrong, and may ask again and again.
+        entry.workers.failures = None;
         let started = Process::start(&entry, &Default::default(), LogLevel::Off).await;
         let (_process, hello) = started.map_err(|error| {
             // The reader knows by now which plugin is meant.

@@ -5,9 +5,10 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use distant_plugin_api::message::{HostMessage, Log, LogLevel, PluginMessage};
 use distant_plugin_api::{ErrorKind, LaunchError};
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use super::child::{self, Child, Pipes};
+use super::failures::{Failure, How};
 use super::lines::{Allowance, Fault, LastWords, Messages};
 use super::process::{Event, Limits};
 
@@ -39,6 +41,8 @@ pub(super) struct Shared {
     pub(super) overflowed: AtomicBool,
     /// A message was too long to send.
     pub(super) too_long: AtomicBool,
+    /// It has taken longer than it may: in these words.
+    pub(super) late: OnceLock<String>,
 }
 
 /// A message to a worker, with its newline. There may be a password in it.
@@ -79,6 +83,7 @@ enum Heard {
 /// Holds a worker from its start until it is reaped.
 pub(super) struct Supervisor {
     name: String,
+    path: PathBuf,
     child: Child,
     /// `None` once the end of its input has told the worker that nothing will follow.
     stdin: Option<pipe::Sender>,
@@ -100,11 +105,13 @@ pub(super) struct Supervisor {
     heard: Heard,
     end: End,
     fault: Option<LaunchError>,
+    /// It gave an error for which nobody but the plugin is to blame, such as a panic.
+    own_fault: Option<String>,
 }
 
 impl Supervisor {
     pub(super) fn new(
-        name: String,
+        (name, path): (String, PathBuf),
         (child, pipes): (Child, Pipes),
         limits: Limits,
         log_level: LogLevel,
@@ -112,6 +119,7 @@ impl Supervisor {
     ) -> Self {
         Self {
             name,
+            path,
             child,
             stdin: Some(pipes.stdin),
             unsent: Line::default(),
@@ -131,11 +139,13 @@ impl Supervisor {
             heard: Heard::Nothing,
             end: End::NotYet,
             fault: None,
+            own_fault: None,
         }
     }
 
-    /// Runs until the worker is reaped, and returns the events that were not delivered yet.
-    pub(super) async fn run(mut self) -> (mpsc::Sender<Event>, Vec<Event>) {
+    /// Runs until the worker is reaped, and returns the events that were not delivered yet, with
+    /// what the plugin did wrong.
+    pub(super) async fn run(mut self) -> (mpsc::Sender<Event>, Vec<Event>, Option<Failure>) {
         loop {
             let listens = self.is_speaking() && !self.events.is_closed();
             let may_read = self.undelivered.is_empty() && self.paused_until.is_none();
@@ -196,6 +206,12 @@ impl Supervisor {
         match message {
             PluginMessage::Log(log) => self.undelivered.extend(self.log.pass(log)),
             PluginMessage::Done | PluginMessage::Error(_) => {
+                if let PluginMessage::Error(error) = &message {
+                    // Once it has been delivered the launch is cancelled in any case.
+                    let is_its_own =
+                        error.kind == ErrorKind::Plugin && !self.shared.cancelled.is_cancelled();
+                    self.own_fault = is_its_own.then(|| error.one_line().into_owned());
+                }
                 self.heard = Heard::Result;
                 self.undelivered.push_back(message);
                 self.close_input();
@@ -268,7 +284,7 @@ impl Supervisor {
     }
 
     /// Reaps a dead worker and makes the last events of what it left.
-    fn finish(mut self) -> (mpsc::Sender<Event>, Vec<Event>) {
+    fn finish(mut self) -> (mpsc::Sender<Event>, Vec<Event>, Option<Failure>) {
         let status = self.child.reap();
         while self.is_speaking() {
             match self.output.rest() {
@@ -281,37 +297,84 @@ impl Supervisor {
             let is_result = |it: &_| matches!(it, PluginMessage::Done | PluginMessage::Error(_));
             self.undelivered.retain(is_result);
         }
+        let last_words = self.last_words.finish();
+        let how = self.how(status);
         let result = match self.heard {
             Heard::Result => Ok(()),
-            _ => Err(self.failure(status)),
+            _ => Err(self.failure(status, last_words.clone())),
         };
+        let failure = how
+            .map(|(how, message)| Failure::now(&self.path, how, &message, last_words.as_deref()));
         let undelivered = self.undelivered.into_iter().map(Event::Message);
-        (self.events, undelivered.chain([Event::Ended(result)]).collect())
+        (self.events, undelivered.chain([Event::Ended(result)]).collect(), failure)
     }
 
-    fn failure(&mut self, status: ExitStatus) -> LaunchError {
-        let name = &self.name;
-        let was_killed = matches!(self.end, End::Terminated(_) | End::Killed);
+    fn was_killed(&self) -> bool {
+        matches!(self.end, End::Terminated(_) | End::Killed)
+    }
+
+    /// What the plugin did wrong, if it did: also where nobody wants to hear of its launch any more.
+    fn how(&mut self, status: ExitStatus) -> Option<(How, String)> {
+        let was_cancelled = self.shared.cancelled.is_cancelled();
+        let has_result = self.heard == Heard::Result;
+        if self.shared.too_long.load(Ordering::Relaxed) {
+            // That is the doing of whoever asked for the launch.
+            None
+        } else if let Some(late) = self.shared.late.get() {
+            Some((How::TimedOut, late.clone()))
+        } else if self.shared.overflowed.load(Ordering::Relaxed) {
+            Some((How::BrokeProtocol, self.unread().message))
+        } else if let Some(fault) = &self.fault {
+            Some((How::BrokeProtocol, fault.one_line().into_owned()))
+        } else if self.was_killed() && (was_cancelled || has_result) {
+            Some((How::Killed, self.lingered()))
+        } else if let Some(fault) = self.own_fault.take() {
+            Some((How::Failed, fault))
+        } else if has_result || was_cancelled {
+            None
+        } else if self.was_killed() {
+            Some((How::Killed, self.went_on().message))
+        } else {
+            Some((How::Crashed, self.ended(status)))
+        }
+    }
+
+    fn unread(&self) -> LaunchError {
+        broken(&self.name, "it does not read what it is sent")
+    }
+
+    fn went_on(&self) -> LaunchError {
+        broken(&self.name, "it closed its output and went on running")
+    }
+
+    fn lingered(&self) -> String {
+        format!("plugin `{}` did not let go of it in time and was killed", self.name)
+    }
+
+    fn ended(&self, status: ExitStatus) -> String {
+        let before = if status.code().is_some() { " before answering" } else { "" };
+        format!("plugin `{}` {}{before}", self.name, child::describe(status))
+    }
+
+    fn failure(&mut self, status: ExitStatus, last_words: Option<String>) -> LaunchError {
         let error = if self.shared.overflowed.load(Ordering::Relaxed) {
-            broken(name, "it does not read what it is sent")
+            self.unread()
         } else if self.shared.too_long.load(Ordering::Relaxed) {
+            let name = &self.name;
             let message = format!("the launch is too long for plugin `{name}`: more than 1 MiB");
             return LaunchError::new(ErrorKind::InvalidOption, message);
         } else if self.shared.cancelled.is_cancelled() {
             // What it does wrong after that is nobody's concern any more.
             let error = LaunchError::cancelled();
-            let killed = format!("plugin `{name}` did not let go of it in time and was killed");
-            return if was_killed { error.caused_by(killed) } else { error };
+            return if self.was_killed() { error.caused_by(self.lingered()) } else { error };
         } else if let Some(fault) = self.fault.take() {
             fault
-        } else if was_killed {
-            broken(name, "it closed its output and went on running")
+        } else if self.was_killed() {
+            self.went_on()
         } else {
-            let before = if status.code().is_some() { " before answering" } else { "" };
-            let message = format!("plugin `{name}` {}{before}", child::describe(status));
-            LaunchError::new(ErrorKind::Plugin, message)
+            LaunchError::new(ErrorKind::Plugin, self.ended(status))
         };
-        self.last_words.finish().into_iter().fold(error, LaunchError::caused_by)
+        last_words.into_iter().fold(error, LaunchError::caused_by)
     }
 }
 

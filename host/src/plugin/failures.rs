@@ -1,0 +1,196 @@
+//! Launches that a plugin has ended badly of late, for `plugin doctor`.
+//!
+//! Whoever sees one fail, whichever manager that is, adds a line to one file in the user's cache
+//! folder; so whoever asks later needs no manager, and hears of all of them. It is a record for
+//! people and nothing else: a line that cannot be written or read is left out.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::fs::OFlags;
+use serde::{Deserialize, Serialize};
+
+use super::config;
+
+/// Failures that are older are nobody's concern any more.
+pub(super) const LATELY: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// Bytes of the file at which the older half of it is forgotten.
+const SIZE_MAX: u64 = 256 * 1024;
+/// Characters that are kept of a text.
+const TEXT_MAX: usize = 600;
+
+/// How a plugin has ended a launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum How {
+    /// Its process ended without a result.
+    Crashed,
+    /// It did not end when it was told to, and was killed.
+    Killed,
+    /// It took longer than it may.
+    TimedOut,
+    /// It gave an error that is its own fault, such as a panic.
+    Failed,
+    /// What it said made no sense.
+    BrokeProtocol,
+}
+
+/// One launch that a plugin has ended badly.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// When: seconds since the beginning of 1970.
+    pub at: u64,
+    /// The plugin's file, without links.
+    pub path: PathBuf,
+    /// What kind of failure it was.
+    pub how: How,
+    /// What the launch said of it.
+    pub message: String,
+    /// The end of what the plugin printed to standard error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_words: Option<String>,
+}
+
+impl Failure {
+    /// Makes one of this moment.
+    pub(super) fn now(path: &Path, how: How, message: &str, last_words: Option<&str>) -> Self {
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let short = |text: &str| text.chars().take(TEXT_MAX).collect::<String>();
+        let (message, last_words) = (short(message), last_words.map(short));
+        Self { at, path: path.to_owned(), how, message, last_words }
+    }
+
+    /// How long ago it was; nothing where the clock was set back.
+    pub(super) fn age(&self) -> Duration {
+        let then = UNIX_EPOCH + Duration::from_secs(self.at);
+        SystemTime::now().duration_since(then).unwrap_or_default()
+    }
+}
+
+/// The file that has them. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Failures(PathBuf);
+
+impl Failures {
+    /// Those of the user whose cache of manifests this is.
+    pub(super) fn beside(cache: &Path) -> Self {
+        Self(cache.with_file_name("plugin-failures.jsonl"))
+    }
+
+    /// Adds one. It fails without harm.
+    pub(super) fn add(&self, failure: &Failure) {
+        if let Err(error) = self.try_add(failure) {
+            tracing::debug!(%error, path = %self.0.display(), "cannot note the failure of a plugin");
+        }
+    }
+
+    fn try_add(&self, failure: &Failure) -> io::Result<()> {
+        let mut line = serde_json::to_vec(failure)?;
+        line.push(b'\n');
+        config::make_folder(&self.0)?;
+        // Flags are small positive numbers.
+        let flags = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or_default();
+        let mut options = File::options();
+        options.append(true).create(true).mode(0o600).custom_flags(flags);
+        let mut file = options.open(&self.0)?;
+        // In one piece, as others may be adding theirs.
+        file.write_all(&line)?;
+        if file.metadata()?.len() > SIZE_MAX {
+            self.forget_half()?;
+        }
+        Ok(())
+    }
+
+    /// Keeps the newer half. What another process adds meanwhile may be lost with the older one.
+    fn forget_half(&self) -> io::Result<()> {
+        let content = fs::read(&self.0)?;
+        let middle = content.len() / 2;
+        let start = content[middle..].iter().position(|byte| *byte == b'\n');
+        config::write(&self.0, &content[middle + start.map_or(0, |at| at + 1)..])
+    }
+
+    /// Those of a plugin's file that are not too old, the newest first.
+    pub(super) fn of(&self, path: &Path) -> Vec<Failure> {
+        let content = self.read().unwrap_or_default();
+        let lines = content.split(|byte| *byte == b'\n');
+        let all = lines.filter_map(|line| serde_json::from_slice::<Failure>(line).ok());
+        let mut own: Vec<_> = all.filter(|it| it.path == path && it.age() <= LATELY).collect();
+        own.reverse();
+        own
+    }
+
+    /// The whole file, unless somebody else could have written it.
+    fn read(&self) -> Option<Vec<u8>> {
+        let file = File::open(&self.0).ok()?;
+        let metadata = file.metadata().ok()?;
+        if metadata.uid() != rustix::process::geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
+            return None;
+        }
+        let mut content = Vec::new();
+        file.take(2 * SIZE_MAX).read_to_end(&mut content).ok()?;
+        Some(content)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn failures() -> (tempfile::TempDir, Failures) {
+        let folder = tempfile::tempdir().unwrap();
+        let failures = Failures::beside(&folder.path().join("cache/plugins.json"));
+        (folder, failures)
+    }
+
+    fn failure(path: &str, message: &str) -> Failure {
+        Failure::now(Path::new(path), How::Crashed, message, Some("oh no"))
+    }
+
+    #[test]
+    fn the_newest_comes_first_and_each_file_has_its_own() {
+        let (_folder, failures) = failures();
+        assert_eq!(failures.of(Path::new("/p/a")), []);
+        let [first, other, second] =
+            [("/p/a", "one"), ("/p/b", "two"), ("/p/a", "three")].map(|(at, it)| failure(at, it));
+        for it in [&first, &other, &second] {
+            failures.add(it);
+        }
+        assert_eq!(failures.of(Path::new("/p/a")), [second, first]);
+        assert_eq!(failures.of(Path::new("/p/b")), [other]);
+        assert_eq!(fs::metadata(&failures.0).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn what_is_old_damaged_or_somebody_elses_is_left_out() {
+        let (_folder, failures) = failures();
+        let new = failure("/p/a", "new");
+        let old = Failure { at: new.at - LATELY.as_secs() - 60, ..failure("/p/a", "old") };
+        failures.add(&old);
+        fs::write(&failures.0, [&fs::read(&failures.0).unwrap()[..], b"{\"at\":\n\n[]\n"].concat())
+            .unwrap();
+        failures.add(&new);
+        assert_eq!(failures.of(Path::new("/p/a")), [new]);
+        fs::set_permissions(&failures.0, fs::Permissions::from_mode(0o622)).unwrap();
+        assert_eq!(failures.of(Path::new("/p/a")), []);
+    }
+
+    #[test]
+    fn the_file_is_bounded_and_the_newest_stay() {
+        let (_folder, failures) = failures();
+        let long = "x".repeat(10_000);
+        for number in 0..1000 {
+            failures.add(&failure("/p/a", &format!("{number} {long}")));
+            assert!(fs::metadata(&failures.0).unwrap().len() <= SIZE_MAX);
+        }
+        let left = failures.of(Path::new("/p/a"));
+        assert!(left.len() > 100, "{}", left.len());
+        for (failure, number) in left.iter().zip((0..1000).rev()) {
+            assert!(failure.message.starts_with(&format!("{number} ")), "{number}");
+        }
+    }
+}
