@@ -1,5 +1,7 @@
 //! Adding, removing and examining plugins, as a person does it.
 
+mod replace;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

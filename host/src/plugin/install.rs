@@ -5,12 +5,12 @@
 //! that is running keeps the file that it has loaded. Its SHA-256 is written into `plugins.toml`;
 //! whoever changes the file by other means has to say so by adding it again.
 
-use std::fs::{self, DirBuilder, File, Permissions};
+use std::fs::{self, DirBuilder, File, Metadata, Permissions};
 use std::io::{self, Seek};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use distant_plugin_api::{ErrorKind, LaunchError};
+use distant_plugin_api::{ErrorKind, LaunchError, Manifest};
 use serde::Serialize;
 use tempfile::TempPath;
 
@@ -31,6 +31,30 @@ pub struct Added {
     pub sha256: String,
     /// The files that it took the place of.
     pub replaced: Vec<PathBuf>,
+    /// This very file was added before, so nothing was done.
+    pub unchanged: bool,
+    /// Who else could have written the file that was added.
+    pub warnings: Vec<Warning>,
+}
+
+/// What a launch would not put up with about a file that was added; its copy is safe from that.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Warning {
+    /// What it is.
+    pub reason: String,
+    /// What would mend it, such as a command.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mend: Option<String>,
+}
+
+/// What [`Registry::add`] may do to plugins that are there already.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Allowed {
+    /// Hide one of the same name that the system has.
+    pub shadow: bool,
+    /// Replace one of the same name in the user's folder that was not added, or that serves schemes
+    /// which the new one does not.
+    pub force: bool,
 }
 
 /// A plugin that was removed.
@@ -46,20 +70,20 @@ pub struct Removed {
 
 impl Registry {
     /// Installs a plugin for this user: it serves launches from now on, by managers that run
-    /// already too. One of the same name that was added before is replaced.
-    ///
-    /// `shadow` allows it to hide a plugin of the same name that the system has.
+    /// already too. One of the same name that was added before is replaced, unless more would be
+    /// lost by that than a version.
     ///
     /// # Errors
     ///
     /// * `plugin`: the file is no plugin that this program can run; the cause says why.
-    /// * `invalid_option`: its name belongs to a plugin that comes first, or that would be hidden.
-    /// * `other`: it cannot be copied.
-    pub async fn add(&self, source: &Path, shadow: bool) -> Result<Added, LaunchError> {
+    /// * `invalid_option`: its name belongs to a plugin that comes first, or that would be hidden or
+    ///   lost.
+    /// * `other`: it cannot be copied, or was changed meanwhile.
+    pub async fn add(&self, source: &Path, allowed: Allowed) -> Result<Added, LaunchError> {
         let (config, found) = self.survey().await?;
         let folder = self.own_folder()?;
         let wanted = source.to_owned();
-        let (copy, sha256) = blocking(move || copy(&wanted, &folder)).await??;
+        let Copied { copy, sha256, warnings } = blocking(move || copy(&wanted, &folder)).await??;
 
         let refused = |complaint: Complaint| {
             // The copy is nobody's business.
@@ -83,19 +107,32 @@ impl Registry {
             .filter(|it| it.candidate.name == name)
             .partition(|it| it.candidate.origin == Origin::User);
         if let Some(other) = others.first() {
-            self.may_stand_beside(&name, other, shadow)?;
+            self.may_stand_beside(&name, other, allowed.shadow)?;
         }
         let own: Vec<_> = own.into_iter().map(|it| it.candidate.path.clone()).collect();
         let place = self.own_folder()?.join(candidate.kind.file_name(&name));
-        let (target, list, pin) = (place.clone(), self.config().to_owned(), sha256.clone());
-        let replaced = own.clone();
-        blocking(move || install(copy, &target, &list, &config, &name, &pin, &own)).await??;
+        let before = pinned(&config, &name);
+        if !allowed.force {
+            let wanted = source.to_owned();
+            let source = blocking(move || wanted.canonicalize().unwrap_or(wanted)).await?;
+            let lost: Vec<_> = own.iter().filter(|path| **path != source).cloned().collect();
+            self.may_replace(&name, &lost, &manifest, before.is_some()).await?;
+        }
+        let (added, digests) = (place.clone(), before.map(<[_]>::to_vec));
+        let pin = sha256.clone();
+        let is_there = move || digests.is_some_and(|it| it == [pin.clone()]) && is(&added, &pin);
+        let unchanged = own == [place.clone()] && blocking(is_there).await?;
+        let replaced = if unchanged { Vec::new() } else { own.clone() };
+        if !unchanged {
+            let (target, list, pin) = (place.clone(), self.config().to_owned(), sha256.clone());
+            blocking(move || install(copy, &target, &list, &config, &name, &pin, &own)).await??;
+        }
 
         let plugin = self.list().await?.into_iter().find(|it| it.path == place);
         let plugin = plugin.ok_or_else(|| {
             LaunchError::new(ErrorKind::Other, format!("`{}` is gone again", place.display()))
         })?;
-        Ok(Added { plugin, sha256, replaced })
+        Ok(Added { plugin, sha256, replaced, unchanged, warnings })
     }
 
     /// Takes a plugin out of the user's folder, with what `plugins.toml` says because of it.
@@ -161,6 +198,40 @@ impl Registry {
         }))
     }
 
+    /// Whether these files of the user's folder may go for a new plugin of their name.
+    async fn may_replace(
+        &self,
+        name: &str,
+        files: &[PathBuf],
+        new: &Manifest,
+        was_added: bool,
+    ) -> Result<(), LaunchError> {
+        if files.is_empty() {
+            return Ok(());
+        }
+        let hint = "`--force` replaces it all the same; or give yours another name";
+        if !was_added {
+            let message = format!("there is a plugin `{name}` already that nobody has added");
+            return Err(LaunchError::new(ErrorKind::InvalidOption, message)
+                .caused_by(format!("it is in `{}`", files[0].display()))
+                .with_hint(hint));
+        }
+        for old in self.list().await?.iter().filter(|it| files.contains(&it.path)) {
+            let serves = |scheme: &&String| !new.schemes.contains(scheme);
+            let schemes = old.manifest.iter().flat_map(|it| &it.schemes);
+            if let Some(scheme) = schemes.into_iter().find(serves) {
+                let message = format!("plugin `{name}` would not serve `{scheme}` any more");
+                return Err(LaunchError::new(ErrorKind::InvalidOption, message)
+                    .caused_by(format!(
+                        "the one that was added before does: `{}`",
+                        old.path.display()
+                    ))
+                    .with_hint(hint));
+            }
+        }
+        Ok(())
+    }
+
     fn not_added(&self, name: &str, other: &Found) -> LaunchError {
         let Candidate { path, .. } = &other.candidate;
         let message = format!("plugin `{name}` is not one that was added");
@@ -190,16 +261,38 @@ fn cannot(what: &str, path: &Path, error: &io::Error) -> LaunchError {
     LaunchError::new(ErrorKind::Other, message).because(error)
 }
 
-/// Copies a file into the folder, under a name that is no plugin's, and tells its SHA-256.
-fn copy(source: &Path, folder: &Path) -> Result<(TempPath, String), LaunchError> {
+/// The digests that are written down for a plugin that was added.
+fn pinned<'a>(config: &'a Config, name: &str) -> Option<&'a [String]> {
+    let rules = config.plugins.iter().find(|(key, it)| plain(key) == name && it.path.is_none());
+    rules.and_then(|(_, rules)| Some(rules.sha256.as_ref()?.digests()))
+}
+
+/// Whether a file has this content.
+fn is(path: &Path, sha256: &str) -> bool {
+    File::open(path).and_then(|mut file| digest(&mut file)).is_ok_and(|it| it == sha256)
+}
+
+/// A file that was copied under a name that is no plugin's.
+struct Copied {
+    copy: TempPath,
+    sha256: String,
+    warnings: Vec<Warning>,
+}
+
+/// Copies a file into the folder. It has to be the same file from the beginning to the end.
+fn copy(source: &Path, folder: &Path) -> Result<Copied, LaunchError> {
     let refused = |complaint: Complaint| {
         let message = format!("`{}` cannot be added", source.display());
         let error = LaunchError::new(ErrorKind::Plugin, message).caused_by(complaint.reason);
         complaint.mend.into_iter().fold(error, LaunchError::with_hint)
     };
     let real = trust::real_path(source).map_err(refused)?;
-    // Of the folders above it nothing is asked, as the copy is what will be loaded.
-    let (mut file, _) = trust::open(&real, Rule::OwnFolder).map_err(refused)?;
+    // The copy is what will be loaded, so who else can write to the folders above it stops nobody.
+    // But that may have been done already, which only the person can judge.
+    let (mut file, before) = trust::open(&real, Rule::OwnFolder).map_err(refused)?;
+    let warnings = trust::walk(&real, Rule::Full).into_iter();
+    let warnings = warnings.map(|Complaint { reason, mend, .. }| Warning { reason, mend });
+    let warnings = warnings.collect();
     super::format::check(&file, &real, Kind::of(source)).map_err(refused)?;
 
     let failed = |error: io::Error| cannot("write to", folder, &error);
@@ -211,14 +304,24 @@ fn copy(source: &Path, folder: &Path) -> Result<(TempPath, String), LaunchError>
 
     let mut copy =
         tempfile::Builder::new().prefix(".adding-").tempfile_in(&here).map_err(failed)?;
-    file.rewind().and_then(|()| io::copy(&mut file, copy.as_file_mut())).map_err(failed)?;
+    let copied = file.rewind().and_then(|()| io::copy(&mut file, copy.as_file_mut()));
+    let copied = copied.map_err(failed)?;
+    let facts = |it: &Metadata| {
+        let times = [it.mtime(), it.mtime_nsec(), it.ctime(), it.ctime_nsec()];
+        (it.dev(), it.ino(), it.len(), times)
+    };
+    let is_same = |it: &Metadata| facts(it) == facts(&before) && it.len() == copied;
+    if !real.symlink_metadata().is_ok_and(|it| is_same(&it)) {
+        let changed = Complaint::new("it was changed or replaced while it was copied");
+        return Err(refused(changed.mend("add it again when it is complete")));
+    }
     let mode = if Kind::of(source) == Kind::Library { 0o644 } else { 0o755 };
     copy.as_file().set_permissions(Permissions::from_mode(mode)).map_err(failed)?;
     copy.as_file().sync_all().map_err(failed)?;
     // A program that somebody holds open for writing cannot be run.
     let copy = copy.into_temp_path();
     let sha256 = File::open(&copy).and_then(|mut file| digest(&mut file)).map_err(failed)?;
-    Ok((copy, sha256))
+    Ok(Copied { copy, sha256, warnings })
 }
 
 /// Renames the checked copy to its name, and writes its SHA-256 down. A launch at any moment finds
@@ -232,11 +335,10 @@ fn install(
     sha256: &str,
     own: &[PathBuf],
 ) -> Result<(), LaunchError> {
-    let rules = config.plugins.iter().find(|(key, it)| plain(key) == name && it.path.is_none());
-    let before = rules.and_then(|(_, rules)| rules.sha256.as_ref());
+    let before = pinned(config, name);
     // A file without a digest may be one that was never added; it is used until it is replaced.
     if own.is_empty() || before.is_some() {
-        let before = before.map(|it| it.digests().to_vec()).unwrap_or_default();
+        let before = before.map(<[_]>::to_vec).unwrap_or_default();
         let mut both: Vec<String> = before.into_iter().filter(|it| it != sha256).collect();
         both.push(sha256.to_owned());
         config::pin(list, name, &both)?;

@@ -29,7 +29,7 @@ pub(crate) use config::read as read_trusted;
 pub use discovery::{Folder, Kind, Origin};
 pub use doctor::{Check, Examined, Verdict};
 pub use failures::{Failure, How};
-pub use install::{Added, Removed};
+pub use install::{Added, Allowed, Removed, Warning};
 pub use listing::{Listed, ServedScheme, State};
 pub use options::CheckedOptions;
 pub use process::{Event, Limits, Process};

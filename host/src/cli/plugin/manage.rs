@@ -11,7 +11,7 @@ use super::{unknown, Output};
 use crate::cli::arguments::Format;
 use crate::cli::terminal::sanitise;
 use crate::cli::{absolute, Context};
-use crate::plugin::{Added, Check, Examined, Registry, Removed, Verdict};
+use crate::plugin::{Added, Allowed, Check, Examined, Registry, Removed, Verdict, Warning};
 
 /// `distant plugin add`.
 #[derive(Debug, Args)]
@@ -21,6 +21,9 @@ pub(super) struct Add {
     /// Let it hide a plugin of the same name that the system has
     #[arg(long)]
     shadow: bool,
+    /// Replace a plugin of the same name that was not added, or that serves more schemes
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     pub(super) output: Output,
 }
@@ -49,7 +52,13 @@ pub(super) async fn add(
     arguments: &Add,
     context: &Context,
 ) -> Result<(), LaunchError> {
-    let added = registry.add(&absolute(arguments.path.clone())?, arguments.shadow).await?;
+    let allowed = Allowed { shadow: arguments.shadow, force: arguments.force };
+    let added = registry.add(&absolute(arguments.path.clone())?, allowed).await?;
+    for Warning { reason, mend } in &added.warnings {
+        let mend = mend.as_ref().map(|it| format!("\n  mend: {it}")).unwrap_or_default();
+        let text = format!("warning: somebody else may have written it: {reason}{mend}");
+        context.terminal.say(&sanitise(&text));
+    }
     match context.terminal.format() {
         Format::Json => context.terminal.json(&added),
         Format::Shell => context.terminal.bytes(installed(&added).as_bytes()),
@@ -61,7 +70,11 @@ fn installed(added: &Added) -> String {
     let name = &plugin.name;
     let version = plugin.manifest.as_ref().map(|it| it.version.as_str()).unwrap_or_default();
     let version = if version.is_empty() { String::new() } else { format!(" {version}") };
-    let done = if added.replaced.is_empty() { "added" } else { "replaced" };
+    let done = match added {
+        Added { unchanged: true, .. } => "already added",
+        Added { replaced, .. } if replaced.is_empty() => "added",
+        _ => "replaced",
+    };
     let mut text = format!("{done} `{name}`{version}: {}\n", plugin.path.display());
     for scheme in &plugin.schemes {
         let served = &scheme.name;
