@@ -11,6 +11,14 @@ fn home() -> Home {
     home
 }
 
+/// Adds a plugin, with an option of two words.
+fn add_pod(home: &Home) {
+    let manifest = r#"{"name":"pod","schemes":["pod"],"options":[{"name":"image","type":{"enum":["small","large"]},"help":"which one"}]}"#;
+    let text = format!("#!/bin/sh\necho '{{\"type\":\"hello\",\"protocol\":[1,1],\"manifest\":{manifest}}}'\nread x\n");
+    let plugin = home.script("distant-plugin-pod", &text);
+    home.ours(["plugin", "add"]).arg(plugin).run().success();
+}
+
 /// A shell that shows `> ` when it waits, with its completions of distant.
 fn shell(home: &Home, words: &[&str], setup: &str) -> Terminal {
     let mut terminal = home.program(words[0], &words[1..]).env("PS1", "> ").on_terminal();
@@ -40,6 +48,11 @@ fn forget(terminal: &mut Terminal) {
 fn lines(terminal: &mut Terminal) {
     becomes(terminal, "distant lau", "distant launch ");
     becomes(terminal, "distant launch man", "distant launch manager://");
+    becomes(terminal, "distant launch s", "distant launch ssh://");
+    becomes(terminal, "distant launch pod://x --options im", "--options image=");
+    becomes(terminal, "distant launch pod://x --options image=s", "--options image=small");
+    becomes(terminal, "distant plugin remove ", "remove pod ");
+    becomes(terminal, "distant plugin doctor man", "doctor manager-local ");
     becomes(terminal, "distant launch ssh://box --opt", "distant launch ssh://box --options ");
     becomes(terminal, "distant launch ssh://box --options back", "--options backend=");
     becomes(terminal, "distant launch ssh://box --options backend=lib", "backend=libssh");
@@ -58,9 +71,20 @@ fn lines(terminal: &mut Terminal) {
 fn bash_completes_commands_schemes_plugins_and_options() {
     let home = home();
     home.write("some-where/libdistant_plugin_x.so", "");
+    add_pod(&home);
     let setup = "eval \"$(distant completions bash)\"; bind 'set enable-bracketed-paste off'";
     let mut terminal = shell(&home, &["bash", "--norc", "--noprofile", "-i"], setup);
     lines(&mut terminal);
+    // All options of the scheme, and all words of one, with nothing typed of them yet.
+    terminal.type_keys("distant launch ssh://box --options \t\t");
+    terminal.expect("backend=");
+    terminal.expect("tunnel=");
+    forget(&mut terminal);
+    terminal.type_keys("distant launch ssh://box --options tunnel=\t\t");
+    terminal.expect("always");
+    terminal.expect("auto");
+    terminal.expect("never");
+    forget(&mut terminal);
     // Two that begin alike are listed.
     terminal.type_keys("distant launch ssh://box --options identit\t\t");
     terminal.expect("identities_only=");
@@ -80,10 +104,21 @@ fn bash_completes_commands_schemes_plugins_and_options() {
 fn zsh_completes_commands_schemes_plugins_and_options() {
     let home = home();
     home.write("some-where/libdistant_plugin_x.so", "");
+    add_pod(&home);
     let setup = "unset zle_bracketed_paste; unsetopt prompt_sp; zle_highlight=(none); autoload -U compinit; compinit -D -u; \
                  eval \"$(distant completions zsh)\"";
     let mut terminal = shell(&home, &["zsh", "-f", "-i"], setup);
     lines(&mut terminal);
+    // All options of the scheme, and all words of one, with nothing typed of them yet.
+    terminal.type_keys("distant launch ssh://box --options \t\t");
+    terminal.expect("backend=");
+    terminal.expect("tunnel=");
+    forget(&mut terminal);
+    terminal.type_keys("distant launch ssh://box --options tunnel=\t\t");
+    terminal.expect("always");
+    terminal.expect("auto");
+    terminal.expect("never");
+    forget(&mut terminal);
     // Those that begin alike are listed with what they mean.
     terminal.type_keys("distant launch ssh://box --options identit\t\t");
     terminal.expect("identities_only=  -- ");
@@ -108,6 +143,13 @@ fn fish_completes_commands_schemes_plugins_and_options() {
     for (line, expected) in [
         ("distant lau", &["launch"][..]),
         ("distant launch man", &["manager://"]),
+        ("distant launch s", &["ssh://"]),
+        (
+            "distant launch ssh://box --options tunnel=",
+            &["tunnel=always", "tunnel=auto", "tunnel=never"],
+        ),
+        ("distant plugin use ssh=", &["ssh=libssh", "ssh=openssh", "ssh=ssh2"]),
+        ("distant plugin remove ", &[]),
         ("distant launch ssh://box --opt", &["--options"]),
         ("distant launch ssh://box --options back", &["backend="]),
         ("distant launch ssh://box --options backend=lib", &["backend=libssh"]),
@@ -125,6 +167,10 @@ fn fish_completes_commands_schemes_plugins_and_options() {
         offered.sort();
         assert_eq!(offered, expected, "{line}");
     }
+    let all = fish(&home, "distant launch ssh://box --options ");
+    for option in ["backend=", "distant.bin=", "identity_files=", "timeout=", "tunnel="] {
+        assert!(all.iter().any(|it| it == option), "no {option}: {all:?}");
+    }
     // The descriptions are those of the plugin.
     let script = "distant completions fish | source; complete -C 'distant launch --options verb'";
     let offered = home.program("fish", ["--no-config", "-c", script]).run().success().stdout;
@@ -134,13 +180,17 @@ fn fish_completes_commands_schemes_plugins_and_options() {
 #[test]
 fn a_plugin_that_was_just_added_is_completed() {
     let home = home();
-    let manifest = r#"{"name":"pod","schemes":["pod"],"options":[{"name":"image","type":{"enum":["small","large"]},"help":"which one"}]}"#;
-    let text = format!("#!/bin/sh\necho '{{\"type\":\"hello\",\"protocol\":[1,1],\"manifest\":{manifest}}}'\nread x\n");
-    let plugin = home.script("distant-plugin-pod", &text);
-    home.ours(["plugin", "add"]).arg(plugin).run().success();
+    add_pod(&home);
     assert_eq!(fish(&home, "distant launch po"), ["pod://"]);
     assert_eq!(fish(&home, "distant launch pod://x --options im"), ["image="]);
     assert_eq!(fish(&home, "distant launch pod://x --options image=l"), ["image=large"]);
+    let both = fish(&home, "distant launch pod://x --options image=");
+    assert_eq!(both, ["image=large", "image=small"]);
+    assert_eq!(fish(&home, "distant plugin info po"), ["pod"]);
+    assert_eq!(fish(&home, "distant plugin doctor po"), ["pod"]);
+    assert_eq!(fish(&home, "distant plugin use pod="), ["pod=pod"]);
+    // Only what was added can be removed.
+    assert_eq!(fish(&home, "distant plugin remove "), ["pod"]);
 }
 
 #[test]

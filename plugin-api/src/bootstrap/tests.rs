@@ -465,6 +465,7 @@ fn what_never_stops_printing_does_not_keep_a_launch_from_its_limit() {
         line: ConnectLine::parse(&line).unwrap(),
         addresses: Vec::new(),
         pid: None,
+        hello: None,
         proof: false,
         watch,
         stdin: Some(stdin.into()),
