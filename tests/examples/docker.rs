@@ -76,12 +76,12 @@ impl<'a> Containers<'a> {
         Self { home, daemon: None }
     }
 
-    /// Nothing of this machine's network is touched: its containers have none, or the machine's.
+    /// The network of its machine is one of its own, so that nothing of this machine's is touched.
     fn with_daemon(home: &'a Home, at: &dyn Fn(&str) -> String) -> Self {
         let socket = format!("unix://{}", at("socket"));
-        let words =
-            ["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"];
-        let daemon = home.program("dockerd", words);
+        let script = "ip link set lo up && exec dockerd \"$@\"";
+        let daemon = home.program("unshare", ["--net", "sh", "-c", script, "dockerd"]);
+        let daemon = daemon.args(&["--iptables=false", "--ip6tables=false", "--ip-forward=false"]);
         let places = [("data-root", "root"), ("exec-root", "run"), ("pidfile", "pid")];
         let daemon = places
             .into_iter()
@@ -106,19 +106,29 @@ impl<'a> Containers<'a> {
         self.home.program(self.home.path("bin/docker"), words).run()
     }
 
+    /// A manager on the machine of the containers.
+    fn manager(&self) -> Manager {
+        let Some(daemon) = &self.daemon else { return Manager::start(self.home) };
+        let network = format!("--net=/proc/{}/ns/net", daemon.pid());
+        let enter = self.home.program("nsenter", [network]).arg(&programs().distant);
+        Manager::listen(self.home, enter.args(&["manager", "listen", "--user"]), true)
+    }
+
     /// Starts one with this network.
     fn start(&self, name: &str, network: &str) {
         let distant = format!("{}:/opt/distant/bin/distant:ro", programs().distant.display());
         let rootfs = self.home.path("engine/rootfs").display().to_string();
         let words = ["run", "--detach", "--name", name, "--network", network];
         let limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"];
+        // There may be an AppArmor, and nothing here that could load a profile.
+        let freedom = ["--security-opt", "apparmor=unconfined"];
         let volumes = ["--volume", "/usr:/usr:ro", "--volume", &distant];
         let image: &[&str] = match self.daemon {
             Some(_) => &["rootfs"],
             None => &["--rootfs", &rootfs],
         };
         let image = image.iter().copied();
-        let words = words.into_iter().chain(limits).chain(volumes).chain(image);
+        let words = words.into_iter().chain(limits).chain(freedom).chain(volumes).chain(image);
         self.docker(words.chain(["sleep", "10000"])).success();
     }
 
@@ -187,7 +197,7 @@ each_engine! {
         let home = home();
         let containers = Containers::new(&home, engine);
         containers.start("box", "none");
-        let manager = Manager::start(&home);
+        let manager = containers.manager();
         let id = launch(&home, "docker://box").run().id().to_string();
         assert_eq!(over_there(&home, &["cat", "/proc/1/cmdline"]), "sleep\u{0}10000\u{0}");
         assert_eq!(over_there(&home, &["head", "-c", "1000000", "/dev/zero"]).len(), 1_000_000);
@@ -207,7 +217,7 @@ each_engine! {
         let home = home();
         let containers = Containers::new(&home, engine);
         containers.start("net", "host");
-        let manager = Manager::start(&home);
+        let manager = containers.manager();
         let options = "--options=container=net,user=65534";
         let id = launch(&home, "docker://localhost").arg(options).run().id().to_string();
         assert_eq!(over_there(&home, &["id", "-u"]), "65534\n");
@@ -222,7 +232,7 @@ each_engine! {
         let home = home();
         let containers = Containers::new(&home, engine);
         containers.start("box", "none");
-        let manager = Manager::start(&home);
+        let manager = containers.manager();
         refused(launch(&home, "docker://nonesuch"), &["error: there is no container `nonesuch`\n"]);
         let missing = launch(&home, "docker://box").arg("--distant=/nowhere/distant");
         refused(missing, &["error: there is no `/nowhere/distant` on `box`\n"]);
@@ -246,4 +256,19 @@ each_engine! {
         refused(launch(&home, "docker://box"), &stopped);
         manager.assert_no_offspring();
     }
+}
+
+#[test]
+fn docker_reaches_a_server_by_the_address_of_its_container_with_dockerd() {
+    let home = home();
+    let containers = Containers::new(&home, Engine::Dockerd);
+    containers.start("box", "bridge");
+    let manager = containers.manager();
+    let id = launch(&home, "docker://box").run().id().to_string();
+    assert_eq!(over_there(&home, &["cat", "/proc/1/cmdline"]), "sleep\u{0}10000\u{0}");
+    // Nothing of ours stays behind for it: neither a tunnel nor the launch.
+    manager.assert_no_offspring();
+    assert!(containers.has_server("box"));
+    home.ours(["manager", "kill", &id]).run().success();
+    containers.assert_no_server("box");
 }
