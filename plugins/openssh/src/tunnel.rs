@@ -8,9 +8,12 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 /// Most connections at a time.
 const CONNECTIONS_MAX: usize = 64;
+/// The pause after a connection that could not be taken.
+const REST: Duration = Duration::from_millis(100);
 /// Most bytes that are taken at once.
 const PIECE: usize = 16 * 1024;
 
@@ -24,7 +27,12 @@ pub(crate) fn listen(socket: PathBuf) -> io::Result<SocketAddr> {
     let address = listener.local_addr()?;
     let serve = move || {
         let open = Arc::new(AtomicUsize::new(0));
-        for near in listener.incoming().map_while(Result::ok) {
+        for near in listener.incoming() {
+            // One that cannot be taken, such as for want of descriptors, is not the last one.
+            let Ok(near) = near else {
+                thread::sleep(REST);
+                continue;
+            };
             if open.fetch_add(1, Ordering::AcqRel) < CONNECTIONS_MAX {
                 let one_less = Less(open.clone());
                 // One that cannot be carried is closed, which says it all.
