@@ -92,9 +92,15 @@ impl Arguments {
     }
 
     /// The arguments that let the `ssh` of a command carry connections from a socket here to an
-    /// address there.
-    pub(crate) fn forward(&self, socket: &Path, from: &Path, to: &str) -> Vec<OsString> {
-        let mut arguments: Vec<OsString> = vec!["-O".into(), "forward".into()];
+    /// address there (`forward`), and that end this (`cancel`).
+    pub(crate) fn forward(
+        &self,
+        order: &str,
+        socket: &Path,
+        from: &Path,
+        to: &str,
+    ) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = vec!["-O".into(), order.into()];
         let mut way = from.as_os_str().to_owned();
         way.push(":");
         way.push(to);

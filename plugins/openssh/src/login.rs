@@ -64,6 +64,8 @@ pub(crate) struct Login<'a> {
     questions: Mutex<Questions>,
     heard: Arc<Heard>,
     process: Mutex<Option<Process>>,
+    /// Takes a tunnel back that goes through a connection which is not ours.
+    to_cancel: Mutex<Option<Command>>,
     outcome: Mutex<Outcome>,
 }
 
@@ -105,6 +107,7 @@ impl<'a> Login<'a> {
             questions: Mutex::new(Questions::new()?),
             heard: Arc::new(Heard { words: Mutex::new(words), news }),
             process: Mutex::new(None),
+            to_cancel: Mutex::new(None),
             outcome: Mutex::new(Outcome::Open),
         })
     }
@@ -138,7 +141,7 @@ impl<'a> Login<'a> {
             ssh.env("DISPLAY", ":0");
         }
         ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let process = Process::start(ssh).map_err(|error| no_program(&error))?;
+        let process = Process::start(&mut ssh).map_err(|error| no_program(&error))?;
         let missing = || system(rustix::io::Errno::BADF);
         let mut child = lock(&process.child);
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
@@ -392,15 +395,24 @@ impl Remote for Login<'_> {
             let questions = lock(&self.questions);
             (questions.socket("control"), questions.socket("tunnel"))
         };
-        let ssh = self.ssh(self.arguments.forward(&control, &socket, &to.to_string()));
+        let to_server = to.to_string();
+        let ssh = |order| {
+            let arguments = self.arguments.forward(order, &control, &socket, &to_server);
+            self.ssh(arguments)
+        };
         let failed = || {
             let message = format!("`ssh` brings no connection to `{to}`");
             LaunchError::new(ErrorKind::PortUnreachable, message)
         };
-        let output = child::output(ssh, FORWARD_LIMIT, self.caller)?.ok_or_else(failed)?;
+        let forward = ssh("forward");
+        let output = child::output(forward, FORWARD_LIMIT, self.caller)?.ok_or_else(failed)?;
         if !output.success {
             let lines = output.errors.lines().map(str::to_owned);
             return Err(lines.fold(failed(), LaunchError::caused_by));
+        }
+        if self.arguments.is_shared {
+            // The connection outlives the launch, and would go on to listen.
+            *lock(&self.to_cancel) = Some(ssh("cancel"));
         }
         tunnel::listen(socket).map_err(|error| failed().because(&error))
     }
@@ -412,6 +424,13 @@ impl Remote for Login<'_> {
 
 impl Drop for Login<'_> {
     fn drop(&mut self) {
+        if let Some(mut cancel) = lock(&self.to_cancel).take() {
+            let cancel = cancel.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            // Whoever has ended the connection has ended this too.
+            if let Ok(cancel) = Process::start(cancel) {
+                cancel.end(true);
+            }
+        }
         if let Some(process) = lock(&self.process).take() {
             process.end(*lock(&self.outcome) == Outcome::LoggedIn);
         }

@@ -25,7 +25,7 @@ pub(crate) struct Process {
 
 impl Process {
     /// Starts it; it ends with the thread that calls this, which lives as long as the launch.
-    pub(crate) fn start(mut command: Command) -> io::Result<Self> {
+    pub(crate) fn start(command: &mut Command) -> io::Result<Self> {
         let parent = rustix::process::getpid();
         let die_with_parent = move || {
             rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
