@@ -122,11 +122,11 @@ impl Words {
         } else if let Some(methods) = trace.strip_prefix("Authentications that can continue: ") {
             self.reach(Step::Authenticating);
             if let Some(key) = self.key.take() {
-                self.tried.push(format!("key `{key}`: not accepted"));
+                self.note(format!("key `{key}`: not accepted"));
             }
             if self.ticket == Some(Ticket::Tried) {
                 self.ticket = Some(Ticket::Useless);
-                self.tried.push(format!("{KERBEROS}not accepted"));
+                self.note(format!("{KERBEROS}not accepted"));
             }
             self.takes = Some(methods.replace(',', ", "));
         } else if let Some(key) = trace.strip_prefix("Offering public key: ") {
@@ -152,8 +152,8 @@ impl Words {
         let reason: String = line.chars().filter(|c| !c.is_control()).take(COMPLAINT_MAX).collect();
         let reason = format!("{KERBEROS}{reason}");
         // Each mechanism says it again.
-        if !self.tried.contains(&reason) && self.tried.len() < COMPLAINTS {
-            self.tried.push(reason);
+        if !self.tried.contains(&reason) {
+            self.note(reason);
         }
     }
 
@@ -192,9 +192,12 @@ impl Words {
         text
     }
 
-    /// Remembers what was tried, for the error.
+    /// Remembers what was tried, for the error: as much as there is of complaints. A server's banner
+    /// may look like any trace.
     pub(crate) fn note(&mut self, line: String) {
-        self.tried.push(line);
+        if self.tried.len() < COMPLAINTS {
+            self.tried.push(line.chars().take(COMPLAINT_MAX).collect());
+        }
     }
 
     /// Whether the server hung up before it said that it speaks ssh, as a busy one does.
@@ -344,6 +347,20 @@ pub(crate) fn place(settings: &Settings) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_banner_that_looks_like_a_trace_takes_up_little() {
+        let mut words = Words::new(false);
+        let key = "x".repeat(8000);
+        for _ in 0..1000 {
+            words.hear(&format!("debug1: Offering public key: {key}\r\n"));
+            words.hear("debug1: Authentications that can continue: none\r\n");
+            words.hear(&format!("{key}\n"));
+        }
+        assert_eq!((words.tried.len(), words.complaints.len()), (COMPLAINTS, COMPLAINTS));
+        let texts = words.tried.iter().chain(&words.complaints);
+        assert!(texts.map(String::len).all(|length| length <= COMPLAINT_MAX));
+    }
 
     #[test]
     fn a_command_does_not_say_where_the_connection_goes() {
