@@ -168,12 +168,17 @@ impl Outbox {
             tokio::pin!(flushed);
             // Before looking, as in `push`.
             flushed.as_mut().enable();
+            let is_closed = self.is_closed();
+            // After that look: what was written counts, also if the other end went away with it.
             if self.state().passed.flushed >= until {
                 return Ok(());
             }
+            if is_closed {
+                return Err(Closed);
+            }
             tokio::select! {
                 () = flushed => {}
-                () = self.closed.cancelled() => return Err(Closed),
+                () = self.closed.cancelled() => {}
             }
         }
     }
@@ -303,5 +308,40 @@ impl State {
             self.kept -= frame.len() + OVERHEAD;
             self.dropped = count;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_written_before_the_end_counts_as_written() {
+        // Both may be found at the same time, and in either order.
+        for _ in 0..64 {
+            let outbox = Outbox::new(0, 0);
+            outbox.push(Bytes::from_static(b"a")).await.unwrap();
+            let mut flushed = Box::pin(outbox.flushed());
+            assert!(flushed.as_mut().now_or_never().is_none());
+            assert_eq!(outbox.take(1).len(), 1);
+            assert!(flushed.as_mut().now_or_never().is_none());
+            // Its writer is back.
+            assert!(outbox.ready().now_or_never().is_none());
+            outbox.close();
+            assert!(flushed.await.is_ok());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_not_written_at_the_end_never_is() {
+        let outbox = Outbox::new(0, 0);
+        outbox.push(Bytes::from_static(b"a")).await.unwrap();
+        let mut flushed = Box::pin(outbox.flushed());
+        assert!(flushed.as_mut().now_or_never().is_none());
+        outbox.take(1);
+        outbox.close();
+        assert!(flushed.await.is_err());
     }
 }
