@@ -17,6 +17,7 @@ mod stages;
 mod start;
 mod swap;
 mod tampering;
+mod upload;
 mod way;
 
 /// Makes one test for each backend of each body.

@@ -3,6 +3,7 @@
 //! Its standard error is read on a thread, as its trace says how far it is; its questions are asked
 //! while the login lasts. Whatever ends the launch ends the process.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -51,7 +52,7 @@ pub(crate) enum Outcome {
     LoggedIn,
 }
 
-/// A login that [`Remote::exec`] makes.
+/// A login that [`Remote::exec`] makes, once for each command: the connection of one ends with it.
 pub(crate) struct Login<'a> {
     settings: &'a Settings,
     person: &'a Person,
@@ -61,6 +62,10 @@ pub(crate) struct Login<'a> {
     is_proxied: bool,
     /// One that was given with the destination.
     password: Mutex<Option<Secret>>,
+    /// What was answered in this login, by what was asked: if it gets in, so will the next one.
+    said: Mutex<BTreeMap<String, Secret>>,
+    /// What got in before; each is tried once.
+    worked: Mutex<BTreeMap<String, Secret>>,
     questions: Mutex<Questions>,
     heard: Arc<Heard>,
     process: Mutex<Option<Process>>,
@@ -104,6 +109,8 @@ impl<'a> Login<'a> {
             verbose: request.options.bool("verbose")?.unwrap_or(false),
             is_proxied,
             password: Mutex::new(request.destination.password.clone()),
+            said: Mutex::default(),
+            worked: Mutex::default(),
             questions: Mutex::new(Questions::new()?),
             heard: Arc::new(Heard { words: Mutex::new(words), news }),
             process: Mutex::new(None),
@@ -292,7 +299,7 @@ impl<'a> Login<'a> {
             }
             Kind::Passphrase(file) => {
                 let text = format!("Passphrase to decrypt {file} for {}:\n> ", whom());
-                match self.ask_one(text) {
+                match self.ask_once(text) {
                     Ok(passphrase) => answer(Some(&passphrase)),
                     Err(error) if error.kind == ErrorKind::Authentication => {
                         self.words().note(format!("key `{file}`: nobody told its passphrase"));
@@ -302,13 +309,16 @@ impl<'a> Login<'a> {
                 }
             }
             Kind::Password(of) => {
+                let text = format!("Password for {of}: ");
                 // A host in between may ask for one too, and must not get it.
                 let is_meant = !self.is_proxied || is_of(of, self.settings);
                 let given = lock(&self.password).take_if(|_| is_meant);
-                let ask = || self.ask_one(format!("Password for {of}: "));
-                self.required(given.map_or_else(ask, Ok), asked, process)?;
+                if let Some(given) = given {
+                    lock(&self.worked).insert(text.clone(), given);
+                }
+                self.required(self.ask_once(text), asked, process)?;
             }
-            Kind::Other(text) => self.required(self.ask_one(text.clone()), asked, process)?,
+            Kind::Other(text) => self.required(self.ask_one(text), asked, process)?,
         }
         Ok(())
     }
@@ -335,9 +345,18 @@ impl<'a> Login<'a> {
         Err(self.words().refused(self.settings).caused_by(error.one_line().into_owned()))
     }
 
+    /// Asks a question of `ssh` itself, unless its answer is known from the login before. One of a
+    /// server's may be worded like it, and is not to get that answer.
+    fn ask_once(&self, text: String) -> Result<Secret, LaunchError> {
+        let known = lock(&self.worked).remove(&text);
+        let answer = known.map_or_else(|| self.ask_one(&text), Ok)?;
+        lock(&self.said).insert(text, answer.clone());
+        Ok(answer)
+    }
+
     /// Asks one question; an empty answer is none.
-    fn ask_one(&self, text: String) -> Result<Secret, LaunchError> {
-        let question = Question { text: text.clone(), label: "ssh-prompt".into(), echo: false };
+    fn ask_one(&self, text: &str) -> Result<Secret, LaunchError> {
+        let question = Question { text: text.into(), label: "ssh-prompt".into(), echo: false };
         let challenge = Challenge {
             questions: vec![question],
             instructions: String::new(),
@@ -374,10 +393,17 @@ impl<'a> Login<'a> {
 
 impl Remote for Login<'_> {
     fn exec(&self, command: &str) -> Result<Running, LaunchError> {
+        let before = lock(&self.process).take();
+        if let Some(before) = before {
+            before.end(true);
+            self.heard.until_end();
+            *self.words() = Words::new(self.is_proxied);
+        }
         let (process, running) = self.start(command)?;
         *lock(&self.process) = Some(process.clone());
         self.log_in(&process, &running)?;
         *lock(&self.outcome) = Outcome::LoggedIn;
+        *lock(&self.worked) = std::mem::take(&mut *lock(&self.said));
         Ok(running)
     }
 

@@ -9,6 +9,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -70,6 +71,8 @@ pub struct Mux {
     wake: UnixStream,
     guard: Guard,
     thread: Option<JoinHandle<()>>,
+    /// Whether a command was run before.
+    has_run: AtomicBool,
 }
 
 impl Mux {
@@ -97,7 +100,8 @@ impl Mux {
         };
         let run = move || work.run();
         let thread = thread::Builder::new().name("ssh".into()).spawn(run).map_err(system)?;
-        Ok(Self { orders: Some(orders), wake, guard, thread: Some(thread) })
+        let has_run = AtomicBool::new(false);
+        Ok(Self { orders: Some(orders), wake, guard, thread: Some(thread), has_run })
     }
 
     fn order(&self, order: Order) {
@@ -138,6 +142,16 @@ impl Mux {
     ///
     /// The server does not let us.
     pub fn exec(&self, command: &str) -> Result<Running, LaunchError> {
+        let is_first = !self.has_run.swap(true, Ordering::Relaxed);
+        match self.run(command) {
+            // One that allows a single session forgets the last one only when it has taken in all
+            // that came with its end, and this was among it. Its answer says that it has.
+            Err(_) if !is_first && !self.guard.is_late() => self.run(command),
+            outcome => outcome,
+        }
+    }
+
+    fn run(&self, command: &str) -> Result<Running, LaunchError> {
         let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(system);
         let ((input, stdin), (stdout, output), (stderr, errors)) = (pipe()?, pipe()?, pipe()?);
         let link = Link::new(input, output, Some(errors))?;
