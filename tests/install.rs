@@ -288,6 +288,33 @@ fn each_way_of_being_ill_is_listed_with_its_reason_and_what_mends_it() {
     library("CONSTRUCTOR_CRASH", "crashing");
     ill("crashing", "broken", "it was killed by signal 11 (SIGSEGV)", "");
 
+    // Programs: for another machine, half-copied, for another host, without what runs them.
+    let program = |name: &str, content: &[u8]| {
+        let place = folder.join(format!("distant-plugin-{name}"));
+        fs::write(&place, content).unwrap();
+        set_mode(&place, 0o755);
+        place
+    };
+    let whole = fs::read("/bin/true").unwrap();
+    let mut other = whole.clone();
+    other[18..20].copy_from_slice(&22_u16.to_ne_bytes());
+    program("other-machine", &other);
+    ill("other-machine", "broken", "it is for S/390", "build it for this machine");
+    program("half-program", &whole[..whole.len() / 2]);
+    ill("half-program", "broken", "it is cut short: only ", "rename it when it is complete");
+    let hello =
+        r#"{"type":"hello","protocol":[2,3],"manifest":{"name":"newer","schemes":["newer"]}}"#;
+    program("newer", format!("#!/bin/sh\necho '{hello}'\nread x\n").as_bytes());
+    let said = "it speaks protocol 2 to 3, this program 1 to 1";
+    ill("newer", "broken", said, "in versions that belong together");
+    program("no-shell", b"#! /no/such/shell -e\nexit\n");
+    let said = "its interpreter `/no/such/shell` is not on this machine";
+    ill("no-shell", "broken", said, "install it, or write another one behind `#!`");
+    program("windows", b"#!/bin/sh\r\nexit\r\n");
+    let mend = ill("windows", "broken", "its lines end with a carriage return", "sed -i");
+    mend_by(&home, &mend);
+    ill("windows", "broken", "it exited with status 0 before answering", "");
+
     // A library that needs another one which is not there.
     let other = home.path("libnot_there.so");
     let cc = |arguments: &[&str]| {
@@ -317,7 +344,12 @@ fn each_way_of_being_ill_is_listed_with_its_reason_and_what_mends_it() {
     let text = text.replacen("\"name\":\"manager-local\"", "\"name\":\"mine\"", 1);
     let text = text.replace("\"schemes\":[\"manager-local\"]", "\"schemes\":[\"manager\"]");
     home.script(&format!("{FOLDER}/distant-plugin-mine"), &text);
-    assert_eq!(listed(&home, "mine")["state"], "shadowed");
+    let mine = listed(&home, "mine");
+    assert_eq!(mine["state"], "shadowed");
+    assert_eq!(mine["by"], "manager-local");
+    assert_eq!(mine["mend"], "distant plugin use manager=mine");
+    let info = home.ours(["plugin", "info", "mine"]).run().success().stdout;
+    assert!(info.contains("to use it    distant plugin use manager=mine\n"), "{info}");
     let doctor = home.ours(["plugin", "doctor", "mine"]).run().success();
     for said in [
         "note  use: `manager://` is served by `manager-local`\n",

@@ -277,7 +277,7 @@ fn row(plugin: &Listed) -> [String; 4] {
 fn state(state: &State) -> String {
     match state {
         State::Used => "used".to_owned(),
-        State::Shadowed { by } => sanitise(&format!("shadowed by {by}")),
+        State::Shadowed { by, .. } => sanitise(&format!("shadowed by {by}")),
         State::Disabled => "disabled".to_owned(),
         State::Changed { .. } => "changed".to_owned(),
         State::Broken { .. } => "broken".to_owned(),
@@ -310,8 +310,12 @@ fn description(plugin: &Listed) -> String {
         None => format!("{} (only with backend={})", it.name, plugin.name),
     });
     fact("schemes", &schemes.collect::<Vec<_>>().join(", "));
-    if let State::Broken { reason, mend } | State::Changed { reason, mend } = &plugin.state {
-        text.push_str(&broken(reason, mend.as_deref()));
+    match &plugin.state {
+        State::Broken { reason, mend } | State::Changed { reason, mend } => {
+            text.push_str(&broken(reason, mend.as_deref()));
+        }
+        State::Shadowed { mend, .. } => fact("to use it", mend),
+        State::Used | State::Disabled => {}
     }
     if let Some(Manifest { options, .. }) = manifest {
         text.push_str("options\n");
@@ -343,7 +347,9 @@ mod tests {
 
     fn listed(json: serde_json::Value) -> Listed {
         let state = match json["state"].as_str() {
-            Some("shadowed") => State::Shadowed { by: "ssh2".into() },
+            Some("shadowed") => {
+                State::Shadowed { by: "ssh2".into(), mend: "distant plugin use x=y".into() }
+            }
             Some("broken") => {
                 State::Broken { reason: "it is empty".into(), mend: Some("copy it again".into()) }
             }
@@ -399,6 +405,7 @@ mod tests {
              path         /p/x\n\
              state        shadowed by ssh2\n\
              schemes      ssh (served by ssh2 unless backend=y)\n\
+             to use it    distant plugin use x=y\n\
              options\n  \
              verbose: `true` or `false`; default false\n      \
              Tells all\n  \

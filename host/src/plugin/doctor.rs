@@ -176,9 +176,9 @@ impl Registry {
                 let mend = format!("take `enabled = false` out of `[plugins.{name}]` there");
                 return report.note("use", text, Some(mend));
             }
-            State::Shadowed { by } if by.contains('(') => {
+            State::Shadowed { by, mend } if by.contains('(') => {
                 let text = format!("another plugin of the same name comes first: {by}");
-                return report.note("use", text, Some("remove one, or rename it".to_owned()));
+                return report.note("use", text, Some(mend.clone()));
             }
             _ => {}
         }

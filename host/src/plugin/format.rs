@@ -14,6 +14,13 @@ use crate::paths;
 
 /// Type of a shared library (and of a position-independent program) in ELF.
 const SHARED: u16 = 3;
+/// Machines, by their numbers in ELF.
+const X86: u16 = 3;
+const ARM: u16 = 40;
+const X86_64: u16 = 62;
+const ARM_64: u16 = 183;
+/// Bytes of a script's first line that the kernel looks at.
+const LINE_MAX: usize = 256;
 /// Most program headers that are looked at; real files have about ten.
 const HEADERS_MAX: u64 = 64;
 
@@ -41,9 +48,8 @@ pub(super) fn check(file: &File, path: &Path, kind: Kind) -> Result<(), Complain
             let complaint = Complaint::new("it may not be executed");
             return Err(complaint.mend(format!("chmod +x {}", quoted(path))));
         }
-        let mut start = [0; 2];
-        if file.read_exact_at(&mut start, 0).is_ok() && start == *b"#!" {
-            return Ok(());
+        if let Some(line) = first_line(file).filter(|it| it.starts_with(b"#!")) {
+            return check_interpreter(&line[2..], path);
         }
     }
     let Some(elf) = read(file) else {
@@ -54,13 +60,9 @@ pub(super) fn check(file: &File, path: &Path, kind: Kind) -> Result<(), Complain
                 .mend("begin it with a line such as `#!/bin/sh`"),
         });
     };
-    if let Some(own) = own() {
-        let differs = (elf.class, elf.order, elf.machine) != (own.class, own.order, own.machine);
-        // The system may know how to run a foreign program, but never a foreign library.
-        if differs && kind == Kind::Library {
-            let reason = format!("it is for {}, and this is {}", elf.name(), own.name());
-            return Err(Complaint::new(reason).mend("build it for this machine"));
-        }
+    // The system may know how to run a foreign program, but never a foreign library.
+    if let Some(complaint) = foreign(elf).filter(|_| kind == Kind::Library) {
+        return Err(complaint);
     }
     if kind == Kind::Library && elf.kind != SHARED {
         return Err(Complaint::new("it is no shared library")
@@ -72,6 +74,49 @@ pub(super) fn check(file: &File, path: &Path, kind: Kind) -> Result<(), Complain
             .mend("copy it again, under another name, and rename it when it is complete"));
     }
     Ok(())
+}
+
+/// What to say of a program that did not run: it is for another machine. `None` if it is for this
+/// one, or for one whose programs this processor runs too.
+pub(super) fn for_another_machine(file: &File) -> Option<Complaint> {
+    let elf = read(file)?;
+    let runs = |own: Elf| matches!((own.machine, elf.machine), (X86_64, X86) | (ARM_64, ARM));
+    foreign(elf).filter(|_| !own().is_some_and(runs))
+}
+
+fn foreign(elf: Elf) -> Option<Complaint> {
+    let own = own()?;
+    let differs = (elf.class, elf.order, elf.machine) != (own.class, own.order, own.machine);
+    let reason = || format!("it is for {}, and this is {}", elf.name(), own.name());
+    differs.then(|| Complaint::new(reason()).mend("build it for this machine"))
+}
+
+/// The first line of a file without its end, as far as the kernel looks at it.
+fn first_line(file: &File) -> Option<Vec<u8>> {
+    let mut start = vec![0; LINE_MAX];
+    let length = file.read_at(&mut start, 0).ok()?;
+    start.truncate(length);
+    let end = start.iter().position(|byte| *byte == b'\n').unwrap_or(length);
+    start.truncate(end);
+    Some(start)
+}
+
+/// Checks that what a script begins with is there; the kernel would only say that something is not.
+fn check_interpreter(line: &[u8], path: &Path) -> Result<(), Complaint> {
+    if line.ends_with(b"\r") {
+        let complaint = Complaint::new("its lines end with a carriage return, as on Windows");
+        return Err(complaint.mend(format!(r"sed -i 's/\r$//' {}", quoted(path))));
+    }
+    let line = String::from_utf8_lossy(line);
+    match line.split_whitespace().next() {
+        Some(interpreter) if Path::new(interpreter).exists() => Ok(()),
+        Some(interpreter) => {
+            let reason = format!("its interpreter `{interpreter}` is not on this machine");
+            Err(Complaint::new(reason).mend("install it, or write another one behind `#!`"))
+        }
+        None => Err(Complaint::new("it names no interpreter")
+            .mend("begin it with a line such as `#!/bin/sh`")),
+    }
 }
 
 /// What this program is.
@@ -95,14 +140,14 @@ pub(super) fn loader() -> Option<PathBuf> {
 impl Elf {
     fn name(self) -> String {
         let machine = match self.machine {
-            3 => "x86",
+            X86 => "x86",
             8 => "MIPS",
             20 => "PowerPC",
             21 => "64-bit PowerPC",
             22 => "S/390",
-            40 => "32-bit ARM",
-            62 => "x86-64",
-            183 => "64-bit ARM",
+            ARM => "32-bit ARM",
+            X86_64 => "x86-64",
+            ARM_64 => "64-bit ARM",
             243 => "RISC-V",
             258 => "LoongArch",
             other => return format!("machine type {other}"),
@@ -192,6 +237,11 @@ mod tests {
         refused(b"GIF89a", 0o755, Kind::Library, "it is no shared library");
         refused(b"GIF89a", 0o755, Kind::Executable, "it is neither a program nor a script");
         refused(b"#!/bin/sh\n", 0o644, Kind::Executable, "it may not be executed");
+        refused(b"#!\nexit", 0o755, Kind::Executable, "it names no interpreter");
+        let reason = "its interpreter `/no/such/sh` is not on this machine";
+        refused(b"#! /no/such/sh -e\nexit", 0o755, Kind::Executable, reason);
+        let reason = "its lines end with a carriage return, as on Windows";
+        refused(b"#!/bin/sh\r\nexit", 0o755, Kind::Executable, reason);
 
         let whole = whole();
         let half = &whole[..whole.len() / 2];

@@ -21,6 +21,8 @@ pub enum State {
     Shadowed {
         /// Which.
         by: String,
+        /// What would have it used, such as a command.
+        mend: String,
     },
     /// `plugins.toml` says `enabled = false`.
     Disabled,
@@ -96,6 +98,7 @@ pub(super) fn listed(config: &Config, found: &[Found], place: usize) -> Listed {
     } else if let Some(better) = it.hidden_by {
         State::Shadowed {
             by: format!("{} ({})", own(better), found[better].candidate.path.display()),
+            mend: "remove one of both, or give it another name".to_owned(),
         }
     } else if winners.contains(&Some(place)) {
         State::Used
@@ -104,7 +107,9 @@ pub(super) fn listed(config: &Config, found: &[Found], place: usize) -> Listed {
         by.dedup();
         let chosen = || schemes.iter().filter_map(|it| config.chosen.get(*it)).cloned().collect();
         let by = if by.is_empty() { chosen() } else { by };
-        State::Shadowed { by: by.join(", ") }
+        let taken =
+            schemes.iter().map(|scheme| format!("distant plugin use {scheme}={}", own(place)));
+        State::Shadowed { by: by.join(", "), mend: taken.collect::<Vec<_>>().join("; ") }
     };
     let schemes = schemes.into_iter().zip(&winners);
     let schemes =

@@ -364,6 +364,10 @@ impl Registry {
         entry.workers.failures = None;
         let started = Process::start(&entry, &Default::default(), LogLevel::Off).await;
         let (_process, hello) = started.map_err(|error| {
+            let file = opened.file.try_clone().map(std::fs::File::from).ok();
+            if let Some(foreign) = file.and_then(|it| format::for_another_machine(&it)) {
+                return foreign;
+            }
             // The reader knows by now which plugin is meant.
             let words = error.one_line();
             let own = format!("plugin `{}` ", candidate.name);

@@ -26,7 +26,7 @@ async fn listed(place: &Place) -> Vec<String> {
             .map(|it| format!(" {}={}", it.name, it.used.as_deref().unwrap_or("nobody")));
         let state = match &it.state {
             State::Used => "used".to_owned(),
-            State::Shadowed { by } => format!("shadowed by {by}"),
+            State::Shadowed { by, .. } => format!("shadowed by {by}"),
             State::Changed { .. } => "changed".to_owned(),
             State::Disabled => "disabled".to_owned(),
             State::Broken { reason, mend } => {
