@@ -1,9 +1,8 @@
-//! Where everything runs: homes of their own, the programs, and a site with an sshd and managers.
+//! Where everything runs: the programs, and homes of their own for them.
 
 #![allow(clippy::disallowed_methods, reason = "it finds its tools by its own environment")]
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -12,19 +11,28 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{getrlimit, getuid, setrlimit, Resource};
 
-use crate::link::{Link, Proxy, FAR};
-use crate::process::{self, Finished, Running};
-use crate::Failure;
+use crate::interrupt::Interrupt;
+use crate::link::Link;
+use crate::process::{self, Running};
+use crate::{Arguments, Failure};
 
-/// The longest that one launch may take: 0.20.0 takes 15 s for a missing program.
+/// The longest that anything may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The variable that marks everything that is started.
-const MARK: &str = "DISTANT_BENCH";
-/// The variable that marks what an sshd starts.
-const SERVER_MARK: &str = "DISTANT_BENCH_SERVER";
+pub(crate) const MARK: &str = "DISTANT_BENCH";
+pub(crate) const SSHD: &str = "/usr/sbin/sshd";
 const PEER_VERSION: &str = "0.20.0";
-const SSHD: &str = "/usr/sbin/sshd";
+/// What is needed beside the two programs, and Debian's packages of it.
+const NEEDED: [(&str, &str); 5] = [
+    (SSHD, "openssh-server"),
+    ("ssh", "openssh-client"),
+    ("ssh-keygen", "openssh-client"),
+    ("strip", "binutils"),
+    ("setsid", "util-linux"),
+];
+/// What is needed to delay packets.
+const NEEDED_BY_ROOT: [(&str, &str); 2] = [("ip", "iproute2"), ("python3", "python3")];
 
 /// Which of the two programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +43,15 @@ pub(crate) enum Side {
 
 impl Side {
     pub(crate) const BOTH: [Self; 2] = [Self::Ours, Self::Peer];
+
+    /// The longest that a command may take: 0.20.0 takes 15 s for a missing program, and some it never
+    /// ends.
+    pub(crate) fn patience(self) -> Duration {
+        match self {
+            Self::Ours => PATIENCE,
+            Self::Peer => Duration::from_secs(25),
+        }
+    }
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -64,6 +81,14 @@ impl Way {
         matches!(self, Self::Ssh | Self::SshCurve)
     }
 
+    /// Whose command it is.
+    pub(crate) fn side(&self) -> Side {
+        match self {
+            Self::Launch(side, _) => *side,
+            Self::Ssh | Self::SshCurve | Self::Mosh => Side::Ours,
+        }
+    }
+
     pub(crate) fn name(&self) -> String {
         match self {
             Self::Launch(side, backend) => format!("{}, {backend}", side.name()),
@@ -80,33 +105,25 @@ pub(crate) struct Lab {
     distant: PathBuf,
     peer: PathBuf,
     mosh: Option<PathBuf>,
-    user: String,
+    pub(crate) user: String,
+    /// Why packets cannot be delayed, where they cannot.
+    no_packets: Option<String>,
 }
 
 impl Lab {
     /// Finds or builds the programs, and makes the homes.
-    pub(crate) fn new(peer: Option<PathBuf>, no_build: bool) -> Result<Self, Failure> {
+    pub(crate) fn new(arguments: &Arguments, interrupt: &Interrupt) -> Result<Self, Failure> {
         let this = std::env::current_exe()?;
         let folder = this.parent().ok_or("this program is in no folder")?;
-        if !no_build {
+        if !arguments.no_build {
             build(folder)?;
         }
         let distant = folder.join("distant");
-        let cache = std::env::var_os("DISTANT_PEER_CACHE").map(PathBuf::from).or_else(|| {
-            let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-            cache
-                .or_else(|| Some(std::env::home_dir()?.join(".cache")))
-                .map(|it| it.join("distant-peer"))
-        });
-        let peer = peer.or_else(|| Some(cache?.join(PEER_VERSION).join("bin/distant")));
-        let peer = peer.filter(|it| it.exists()).ok_or(
-            "there is no distant 0.20.0: `make test` builds it, or name one with `--peer`",
-        )?;
-        for needed in [&distant, Path::new(SSHD)] {
-            if !needed.exists() {
-                return Err(format!("`{}` is missing", needed.display()).into());
-            }
+        if !distant.exists() {
+            return Err(format!("`{}` is missing", distant.display()).into());
         }
+        let peer = find_peer(arguments.peer.clone())?;
+        check_tools()?;
         // Each connection is a descriptor in a manager and in a server, which inherit this.
         let mut files = getrlimit(Resource::Nofile);
         files.current = files.maximum;
@@ -118,14 +135,16 @@ impl Lab {
             let name = fields.next()?;
             (fields.nth(1)? == uid).then(|| name.to_owned())
         });
-        let lab = Self {
+        let mut lab = Self {
             // Short, as a socket's path may have 107 bytes.
             folder: tempfile::Builder::new().prefix("db").tempdir_in("/tmp")?,
             distant,
             peer,
             mosh: program("mosh-server"),
             user: user.ok_or("this user has no name")?,
+            no_packets: None,
         };
+        interrupt.remove(lab.folder.path());
         for home in ["ours", "peer", "remote"] {
             for folder in ["config", "cache", "data", "run", "tmp", ".ssh"] {
                 fs::create_dir_all(lab.path(home).join(folder))?;
@@ -138,33 +157,12 @@ impl Lab {
             keygen.args(["-q", "-N", "", "-t", "ed25519", "-f"]).arg(lab.path(key));
             process::run(&mut keygen, PATIENCE)?.success()?;
         }
-        lab.end_with_signals();
+        lab.no_packets = if lab.is_root() {
+            Link::new(&lab, 0).err().map(|error| error.to_string())
+        } else {
+            Some("there was no root".to_owned())
+        };
         Ok(lab)
-    }
-
-    /// Ends everything when a signal ends this program.
-    fn end_with_signals(&self) {
-        let (mark, folder) = (self.mark(), self.folder.path().to_owned());
-        std::thread::spawn(move || {
-            use tokio::signal::unix::{signal, SignalKind};
-            let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build()
-            else {
-                return;
-            };
-            runtime.block_on(async {
-                let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
-                let (Ok(mut interrupt), Ok(mut terminate)) = signals else { return };
-                tokio::select! {
-                    _ = interrupt.recv() => {}
-                    _ = terminate.recv() => {}
-                }
-                process::kill_marked(&mark);
-                // Nobody is left to be told.
-                let _ = fs::remove_dir_all(folder);
-                #[allow(clippy::exit, reason = "a signal ends it, whatever it is doing")]
-                std::process::exit(130);
-            });
-        });
     }
 
     /// A path in the folder.
@@ -207,6 +205,11 @@ impl Lab {
         getuid().is_root()
     }
 
+    /// Why packets cannot be delayed, so that a proxy delays bytes in their place.
+    pub(crate) fn no_packets(&self) -> Option<&str> {
+        self.no_packets.as_deref()
+    }
+
     /// The backends of ours that are there.
     pub(crate) fn backends(&self) -> Vec<&'static str> {
         let exists = |name: &&str| {
@@ -227,15 +230,14 @@ impl Lab {
 
     /// What a program says about its version, in one line.
     pub(crate) fn version(&self, program: &str, flag: &str) -> String {
-        let output = Command::new(program).arg(flag).output();
-        let said = output.map(|it| [it.stdout, it.stderr].concat()).unwrap_or_default();
-        let said = String::from_utf8_lossy(&said).into_owned();
+        let output = process::run(Command::new(program).arg(flag), PATIENCE);
+        let said = output.map(|it| it.stdout + &it.stderr).unwrap_or_default();
         let line = said.lines().next().unwrap_or_default();
         line.split([',', '[']).next().unwrap_or_default().trim().to_owned()
     }
 
     /// The entry of the environment that marks everything that is started.
-    fn mark(&self) -> String {
+    pub(crate) fn mark() -> String {
         format!("{MARK}={}", std::process::id())
     }
 
@@ -285,17 +287,45 @@ impl Lab {
                 command
             }
         };
-        let mut manager = process::start(command.args(["manager", "listen", "--user"]))?;
         let socket = self.socket(side);
-        until("a manager that answers", || UnixStream::connect(&socket).is_ok())
-            .map_err(|error| format!("{error}: {}", manager.told()))?;
+        // 0.20.0 leaves its own, and does not start where there is one.
+        let _ = fs::remove_file(&socket);
+        let mut manager = process::start(command.args(["manager", "listen", "--user"]))?;
+        manager.until("a manager that answers", |_| UnixStream::connect(&socket).ok())?;
         Ok(manager)
     }
 }
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        process::kill_marked(&self.mark());
+        process::kill_marked(&Self::mark());
+    }
+}
+
+/// The released program: the one that was named, or that of the tests.
+fn find_peer(named: Option<PathBuf>) -> Result<PathBuf, Failure> {
+    let cache = std::env::var_os("DISTANT_PEER_CACHE").map(PathBuf::from).or_else(|| {
+        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+        let cache = cache.or_else(|| Some(std::env::home_dir()?.join(".cache")));
+        cache.map(|it| it.join("distant-peer"))
+    });
+    let peer = named.or_else(|| Some(cache?.join(PEER_VERSION).join("bin/distant")));
+    peer.filter(|it| it.exists()).ok_or_else(|| {
+        "there is no distant 0.20.0: `make test` builds it, or name one with `--peer`".into()
+    })
+}
+
+/// Before anything is measured: half an hour later is too late.
+fn check_tools() -> Result<(), Failure> {
+    let by_root = if getuid().is_root() { &NEEDED_BY_ROOT[..] } else { &[] };
+    let all = NEEDED.iter().chain(by_root);
+    let missing: Vec<_> = all
+        .filter(|(name, _)| program(name).is_none())
+        .map(|(name, package)| format!("`{name}` (Debian: {package})"))
+        .collect();
+    match missing[..] {
+        [] => Ok(()),
+        _ => Err(format!("missing: {}", missing.join(", ")).into()),
     }
 }
 
@@ -309,8 +339,8 @@ fn build(folder: &Path) -> Result<(), Failure> {
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["build", "--locked", "--profile", profile, "--target-dir"]).current_dir(top);
-    let status = cargo.arg(folder.parent().unwrap_or(top)).stdin(Stdio::null()).status()?;
-    if !status.success() {
+    cargo.arg(folder.parent().unwrap_or(top)).stdin(Stdio::null());
+    if !process::spawn(&mut cargo)?.wait()?.success() {
         return Err("the workspace does not build".into());
     }
     Ok(())
@@ -332,251 +362,4 @@ pub(crate) fn until(what: &str, mut is_there: impl FnMut() -> bool) -> Result<()
         std::thread::park_timeout(Duration::from_millis(5));
     }
     Ok(())
-}
-
-/// How far away the sshd of a [`Site`] is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Distance {
-    /// On this machine.
-    Here,
-    /// Behind a line that takes so many milliseconds each way.
-    Line(u32),
-}
-
-/// An sshd, a manager of each side that reaches it, and what lies between.
-pub(crate) struct Site<'a> {
-    lab: &'a Lab,
-    pub(crate) managers: [Running; 2],
-    pub(crate) sshd: Running,
-    address: SocketAddr,
-    namespace: Option<String>,
-    _link: Option<Link>,
-}
-
-impl<'a> Site<'a> {
-    /// Starts everything.
-    pub(crate) fn new(lab: &'a Lab, distance: Distance) -> Result<Self, Failure> {
-        let link = match distance {
-            Distance::Line(delay) if lab.is_root() => Some(Link::new(lab, delay)?),
-            _ => None,
-        };
-        let listen = match link {
-            Some(_) => FAR.parse()?,
-            // Free a moment ago; whoever takes it in between makes sshd end, which is said.
-            None => TcpListener::bind("127.0.0.1:0")?.local_addr()?,
-        };
-        let sshd = sshd(lab, listen, link.as_ref())?;
-        let address = match distance {
-            Distance::Line(delay) if link.is_none() => Proxy::start(listen, delay)?,
-            _ => listen,
-        };
-        let key = fs::read_to_string(lab.path("host.pub"))?;
-        let words: Vec<_> = key.split_whitespace().take(2).collect();
-        let known = format!("[{}]:{} {}\n", address.ip(), address.port(), words.join(" "));
-        for side in Side::BOTH {
-            fs::write(lab.home(side).join(".ssh/known_hosts"), &known)?;
-        }
-        let namespace = link.as_ref().map(Link::near);
-        let managers = [
-            lab.manager(Side::Ours, namespace.as_deref())?,
-            lab.manager(Side::Peer, namespace.as_deref())?,
-        ];
-        let site = Self { lab, managers, sshd, address, namespace, _link: link };
-        // The first one of each is not like the others: caches, and manifests.
-        for way in lab.ways() {
-            site.run(&way, &[])?.success()?;
-            site.clear(&way)?;
-        }
-        Ok(site)
-    }
-
-    /// The process of a side's manager.
-    pub(crate) fn manager(&self, side: Side) -> u32 {
-        self.managers[side as usize].pid()
-    }
-
-    /// Options that make a launch get in.
-    fn options(&self, backend: &str, identity: &str) -> String {
-        format!("backend={backend},identity_files=\"{}\"", self.lab.path(identity).display())
-    }
-
-    /// `distant launch` with this server and these options, in the format in which ours tells the
-    /// most.
-    pub(crate) fn launch(
-        &self,
-        side: Side,
-        server: &Path,
-        address: SocketAddr,
-        options: &str,
-    ) -> Command {
-        let mut command = self.lab.side(side, &["launch"]);
-        command.arg(format!("ssh://{}@{address}", self.lab.user));
-        command.arg("--distant").arg(server).arg("--options").arg(options);
-        command.args(["--distant-args", "--shutdown lonely=120"]);
-        if side == Side::Ours {
-            command.args(["--timings", "--format", "json"]);
-        }
-        command
-    }
-
-    /// A launch that cannot work, or a working one if nothing is wrong.
-    pub(crate) fn launch_with(
-        &self,
-        side: Side,
-        backend: &str,
-        wrong: Option<Wrong>,
-    ) -> Result<Command, Failure> {
-        let identity = if wrong == Some(Wrong::Key) { "stranger" } else { "identity" };
-        let mut options = self.options(backend, identity);
-        if wrong == Some(Wrong::HostKey) {
-            let nobody = self.lab.path("nobody");
-            fs::write(&nobody, "")?;
-            options += &format!(",user_known_hosts_files=\"{}\"", nobody.display());
-        }
-        let address = match wrong {
-            Some(Wrong::Port) => TcpListener::bind((self.address.ip(), 0))
-                .or_else(|_| TcpListener::bind("127.0.0.1:0"))?
-                .local_addr()?,
-            _ => self.address,
-        };
-        let missing = Path::new("/nonexistent/distant");
-        let server = if wrong == Some(Wrong::Program) { missing } else { self.lab.program(side) };
-        Ok(self.launch(side, server, address, &options))
-    }
-
-    /// OpenSSH's client with these flags and this command.
-    fn ssh(&self, flags: &[&str], words: &[&str]) -> Command {
-        let home = self.lab.home(Side::Ours);
-        let mut command = match &self.namespace {
-            None => self.lab.command(&home, "ssh"),
-            Some(name) => {
-                let mut command = self.lab.command(&home, "ip");
-                command.args(["netns", "exec", name, "ssh"]);
-                command
-            }
-        };
-        let known = format!("UserKnownHostsFile={}", home.join(".ssh/known_hosts").display());
-        let port = self.address.port().to_string();
-        command.args(["-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o"]);
-        command.arg(known).args(flags).args(["-o", "GlobalKnownHostsFile=none", "-i"]);
-        command.arg(self.lab.path("identity")).args(["-p", &port]);
-        command.arg(format!("{}@{}", self.lab.user, self.address.ip())).args(words);
-        command
-    }
-
-    /// The command of a way.
-    pub(crate) fn command(&self, way: &Way) -> Result<Command, Failure> {
-        Ok(match way {
-            Way::Launch(side, backend) => self.launch_with(*side, backend, None)?,
-            Way::Ssh => self.ssh(&[], &["true"]),
-            Way::SshCurve => self.ssh(&["-o", "KexAlgorithms=curve25519-sha256"], &["true"]),
-            Way::Mosh => self.ssh(&[], &["mosh-server", "new", "-s", "-l", "LANG=C.UTF-8"]),
-        })
-    }
-
-    /// Goes a way once.
-    pub(crate) fn run(&self, way: &Way, more: &[&str]) -> Result<Finished, Failure> {
-        process::run(self.command(way)?.args(more), PATIENCE)
-    }
-
-    /// Goes a way once, with success, and takes back what it started.
-    pub(crate) fn timed(&self, way: &Way) -> Result<Finished, Failure> {
-        let finished = self.run(way, &[])?.success()?;
-        self.clear(way)?;
-        Ok(finished)
-    }
-
-    /// Ends what a way has started: its connections, and its servers on the other side.
-    pub(crate) fn clear(&self, way: &Way) -> Result<(), Failure> {
-        if let Way::Launch(side, _) = way {
-            let list = process::run(&mut self.lab.side(*side, &["manager", "list"]), PATIENCE)?;
-            for id in list.success()?.stdout.lines().filter_map(connection_id) {
-                let id = id.to_string();
-                process::run(&mut self.lab.side(*side, &["manager", "kill", &id]), PATIENCE)?;
-            }
-        }
-        if !way.is_bare() {
-            process::kill_marked(&format!("{SERVER_MARK}={}", std::process::id()));
-        }
-        Ok(())
-    }
-}
-
-/// The connection that a line of `manager list` is about.
-fn connection_id(line: &str) -> Option<u32> {
-    line.split(|it: char| !it.is_ascii_digit()).find_map(|word| word.parse().ok())
-}
-
-impl Drop for Site<'_> {
-    fn drop(&mut self) {
-        self.managers.iter_mut().for_each(Running::stop);
-        process::kill_marked(&format!("{SERVER_MARK}={}", std::process::id()));
-        self.sshd.stop();
-    }
-}
-
-/// What may be wrong with a launch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wrong {
-    Program,
-    Key,
-    Port,
-    HostKey,
-}
-
-impl Wrong {
-    pub(crate) const ALL: [Self; 4] = [Self::Program, Self::Key, Self::Port, Self::HostKey];
-
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Program => "missing program",
-            Self::Key => "wrong key",
-            Self::Port => "closed port",
-            Self::HostKey => "unknown host key",
-        }
-    }
-}
-
-/// Starts an sshd that takes any number of logins at once.
-fn sshd(lab: &Lab, address: SocketAddr, link: Option<&Link>) -> Result<Running, Failure> {
-    if lab.is_root() {
-        fs::create_dir_all("/run/sshd")?;
-    }
-    fs::copy(lab.path("identity.pub"), lab.path("authorized"))?;
-    let (remote, mark) = (lab.path("remote"), format!("{SERVER_MARK}={}", std::process::id()));
-    let remote = remote.display();
-    let config = format!(
-        "ListenAddress {address}\nHostKey {}\nAuthorizedKeysFile {}\nStrictModes no\nUsePAM no\n\
-         PermitRootLogin yes\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n\
-         PidFile none\nUseDNS no\nMaxStartups 2000:100:4000\nLogLevel ERROR\n\
-         SetEnv {mark} {}={} HOME={remote} XDG_CACHE_HOME={remote}/cache XDG_RUNTIME_DIR={remote}/run\n",
-        lab.path("host").display(),
-        lab.path("authorized").display(),
-        MARK,
-        std::process::id(),
-    );
-    let file = lab.path("sshd_config");
-    fs::write(&file, config)?;
-    let mut command = match link {
-        None => lab.command(&lab.path("remote"), SSHD),
-        Some(link) => {
-            let mut command = lab.command(&lab.path("remote"), "ip");
-            command.args(["netns", "exec", &link.far(), SSHD]);
-            command
-        }
-    };
-    let mut sshd = process::start(command.arg("-Def").arg(file))?;
-    let answers = || match link {
-        None => TcpStream::connect(address).is_ok(),
-        Some(link) => link.answers(lab, address),
-    };
-    let mut ended = Ok(false);
-    until("an sshd that listens", || {
-        ended = sshd.ends_within(Duration::ZERO);
-        answers() || !matches!(ended, Ok(false))
-    })?;
-    match ended? {
-        false => Ok(sshd),
-        true => Err(format!("sshd ended: {}", sshd.told()).into()),
-    }
 }

@@ -1,14 +1,38 @@
 //! Programs that are run to their end under a deadline, and what the kernel says that they cost.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read, Seek};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::process::{kill_process, pidfd_open, Pid, PidfdFlags, Signal};
 
 use crate::Failure;
+
+/// Whether anything may be started. It is held while something is, so that whoever ends everything
+/// overlooks nothing.
+static IS_OPEN: RwLock<bool> = RwLock::new(true);
+
+/// Lets nothing be started any more.
+pub(crate) fn close() {
+    *IS_OPEN.write().unwrap_or_else(PoisonError::into_inner) = false;
+}
+
+/// Starts a program in a process group of its own: what a terminal sends for Ctrl-C is for this
+/// program alone, which ends the others in their order.
+pub(crate) fn spawn(command: &mut Command) -> Result<Child, Failure> {
+    let is_open = IS_OPEN.read().unwrap_or_else(PoisonError::into_inner);
+    if !*is_open {
+        return Err("interrupted".into());
+    }
+    let child = command.process_group(0).spawn();
+    let name = command.get_program().to_string_lossy();
+    Ok(child.map_err(|error| format!("cannot start `{name}`: {error}"))?)
+}
 
 /// A program that has been started; its output goes into files, so that nobody waits for a reader.
 pub(crate) struct Running {
@@ -49,10 +73,12 @@ impl Finished {
 pub(crate) fn start(command: &mut Command) -> Result<Running, Failure> {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let what: Vec<_> = words.map(|word| word.to_string_lossy().into_owned()).collect();
-    let (stdout, stderr) = (tempfile::tempfile()?, tempfile::tempfile()?);
+    let file =
+        || tempfile::tempfile().map_err(|error| format!("there is no temporary folder: {error}"));
+    let (stdout, stderr) = (file()?, file()?);
     command.stdin(Stdio::null()).stdout(stdout.try_clone()?).stderr(stderr.try_clone()?);
     let begun = Instant::now();
-    let child = command.spawn().map_err(|error| format!("cannot start `{}`: {error}", what[0]))?;
+    let child = spawn(command)?;
     Ok(Running { child, begun, stdout, stderr, what: what.join(" ") })
 }
 
@@ -69,6 +95,7 @@ impl Running {
     /// Waits for its end, and kills it after the deadline.
     pub(crate) fn finish(mut self, within: Duration) -> Result<Finished, Failure> {
         if !self.ends_within(within.saturating_sub(self.begun.elapsed()))? {
+            self.kill_tree();
             return Err(format!("`{}` did not end within {within:?}", self.what).into());
         }
         let took = self.begun.elapsed();
@@ -100,6 +127,28 @@ impl Running {
         }
     }
 
+    /// Waits until what it is for is there, and fails at once if it ends before.
+    pub(crate) fn until<T>(
+        &mut self,
+        what: &str,
+        mut look: impl FnMut(&mut Self) -> Option<T>,
+    ) -> Result<T, Failure> {
+        let mut found = None;
+        let mut has_ended = Ok(false);
+        let waited = crate::lab::until(what, || {
+            // In this order: what it was there for before it ended counts.
+            has_ended = self.ends_within(Duration::ZERO);
+            found = look(self);
+            found.is_some() || !matches!(has_ended, Ok(false))
+        });
+        let told = self.told();
+        match (found, waited) {
+            (Some(found), _) => Ok(found),
+            (None, Ok(())) => Err(format!("`{}` ended: {told}", self.what).into()),
+            (None, Err(error)) => Err(format!("{error}: {told}").into()),
+        }
+    }
+
     /// Ends it as a person would, and the hard way if it does not.
     pub(crate) fn stop(&mut self) {
         if matches!(self.child.try_wait(), Ok(None)) {
@@ -109,6 +158,13 @@ impl Running {
                 let _ = self.child.kill();
             }
         }
+        let _ = self.child.wait();
+    }
+
+    /// Kills it with all that it has started.
+    pub(crate) fn kill_tree(&mut self) {
+        let pid = self.pid();
+        kill_all(|| descendants(pid).into_iter().chain([pid]).collect());
         let _ = self.child.wait();
     }
 
@@ -166,19 +222,26 @@ pub(crate) fn cpu_with_children(pid: u32) -> [f64; 2] {
     ticks.split_at_checked(2).map_or([0.0; 2], |(own, children)| [seconds(own), seconds(children)])
 }
 
+/// The children of a process.
+pub(crate) fn children(pid: u32) -> Vec<u32> {
+    let mut found = Vec::new();
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    for task in tasks {
+        let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        found.extend(children.split_whitespace().filter_map(|it| it.parse::<u32>().ok()));
+    }
+    found
+}
+
 /// The children of a process, and theirs.
 pub(crate) fn descendants(pid: u32) -> Vec<u32> {
-    let mut found = Vec::new();
-    let mut look = vec![pid];
-    while let Some(pid) = look.pop() {
-        let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-        for task in tasks {
-            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-            look.extend(children.split_whitespace().filter_map(|it| it.parse::<u32>().ok()));
-        }
-        found.push(pid);
+    let mut found = children(pid);
+    let mut at = 0;
+    while at < found.len() {
+        found.extend(children(found[at]));
+        at += 1;
     }
-    found.split_off(1)
+    found
 }
 
 /// A number in a file of `/proc` with a name before it.
@@ -201,16 +264,59 @@ pub(crate) fn marked(mark: &str) -> Vec<u32> {
 
 /// Kills every process that has this mark, until there is none.
 pub(crate) fn kill_marked(mark: &str) {
+    kill_all(|| marked(mark));
+}
+
+/// Kills what is found, until nothing is. They are stopped first, so that none of them starts another
+/// one unseen, whose parent is gone when it is looked for.
+pub(crate) fn kill_all(find: impl Fn() -> Vec<u32>) {
+    let send = |pid: u32, signal| {
+        if let Some(pid) = Pid::from_raw(pid as i32) {
+            // It may have ended by itself.
+            let _ = kill_process(pid, signal);
+        }
+    };
     let end = Instant::now() + Duration::from_secs(20);
-    loop {
-        let left = marked(mark);
-        if left.is_empty() || Instant::now() > end {
+    let mut found = BTreeSet::new();
+    while Instant::now() < end {
+        let now: BTreeSet<_> = find().into_iter().filter(|&pid| is_alive(pid)).collect();
+        if now.is_empty() {
             return;
         }
-        for pid in left.into_iter().filter_map(|pid| Pid::from_raw(pid as i32)) {
-            // It may have ended by itself.
-            let _ = kill_process(pid, Signal::KILL);
+        if now.is_subset(&found) {
+            std::mem::take(&mut found).into_iter().for_each(|pid| send(pid, Signal::KILL));
+            std::thread::park_timeout(Duration::from_millis(5));
+        } else {
+            now.iter().for_each(|&pid| send(pid, Signal::STOP));
+            found = now;
         }
-        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+/// Whether a process is there, and not only waits for somebody to be told of its end.
+fn is_alive(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").and_then(|(_, fields)| fields.chars().next());
+    !matches!(state, None | Some('Z' | 'X'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_is_killed_whose_parents_end_first() {
+        let script = "sleep 600 & (sleep 600 & sleep 600) & wait";
+        let mut running = start(Command::new("sh").args(["-c", script])).unwrap();
+        let end = Instant::now() + Duration::from_secs(20);
+        let tree = loop {
+            let tree = descendants(running.pid());
+            if tree.len() == 4 || Instant::now() > end {
+                break tree;
+            }
+        };
+        assert_eq!(tree.len(), 4);
+        running.kill_tree();
+        assert!(!tree.into_iter().any(is_alive));
     }
 }

@@ -60,6 +60,8 @@ def main():
     except KeyboardInterrupt:
         pass
     finally:
+        for ending in signal.SIGTERM, signal.SIGINT:
+            signal.signal(ending, signal.SIG_IGN)
         for namespace, *_ in sides(sys.argv[2]):
             ip("netns", "del", namespace, check=False)
 

@@ -246,6 +246,13 @@ impl Running {
         self.stdout.line(Instant::now() + limit).flatten()
     }
 
+    /// Waits until it has said this on its stderr, from where the last call stopped.
+    #[track_caller]
+    pub(crate) fn told_on_stderr(&self, text: &str) {
+        let found = self.stderr.until(text, Instant::now() + PATIENCE);
+        assert!(found.is_some(), "waited {PATIENCE:?} for `{text}` from {}", self.told());
+    }
+
     /// The next line on its stdout as JSON.
     #[track_caller]
     pub(crate) fn json(&self) -> serde_json::Value {

@@ -1,17 +1,21 @@
 //! Files and small requests over a channel, through each manager to each server.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use distant_protocol::Request;
 
 use crate::lab::{Lab, Side};
 use crate::process::usage;
-use crate::report::{Cell, Goal, Report, Sample, Table};
+use crate::report::{Cell, Goal, Report, Sample};
 use crate::wire::{check, Manager};
 use crate::{Arguments, Failure};
 
 /// Requests that are under way at the same time, where they need not wait for each other.
-const WINDOW: usize = 64;
+const WINDOW: u32 = 64;
+/// The longest that one turn of a pair may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// The longest for small requests of one kind in one turn.
+const LONG_ENOUGH: Duration = Duration::from_secs(2);
 /// How often each pair has its turn, and how often the file is read and written in each.
 const ROUNDS: usize = 3;
 
@@ -26,12 +30,14 @@ struct Pair {
     cpu: [Vec<f64>; 3],
 }
 
+impl Pair {
+    fn name(&self) -> String {
+        format!("manager {}, server {}", self.sides[0].name(), self.sides[1].name())
+    }
+}
+
 /// Measures it.
-pub(crate) fn measure(
-    lab: &Lab,
-    arguments: &Arguments,
-    report: &mut Report,
-) -> Result<(), Failure> {
+pub(crate) fn measure(lab: &Lab, arguments: &Arguments, report: &Report) -> Result<(), Failure> {
     let mut pairs: Vec<_> = Side::BOTH
         .into_iter()
         .flat_map(|manager| Side::BOTH.map(|server| [manager, server]))
@@ -46,9 +52,11 @@ pub(crate) fn measure(
         .collect();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    for _ in 0..ROUNDS {
+    for round in 1..=ROUNDS {
+        report.progress(&format!("round {round} of {ROUNDS}"));
         for pair in &mut pairs {
-            run(lab, arguments, pair, &runtime)?;
+            let name = pair.name();
+            report.attempt(&name, run(lab, arguments, pair, &runtime));
         }
     }
     let title = format!(
@@ -65,10 +73,9 @@ pub(crate) fn measure(
         "server, CPU ms/MB",
         "client, CPU ms/MB",
     ];
-    let mut table = Table::new("channel", title, &columns);
+    let mut table = report.table("channel", title, &columns);
     let sample = |values: &Vec<f64>| Cell::from(Sample::of(values.clone()));
     for pair in &pairs {
-        let name = format!("manager {}, server {}", pair.sides[0].name(), pair.sides[1].name());
         let values = [
             &pair.read,
             &pair.write,
@@ -78,9 +85,8 @@ pub(crate) fn measure(
             &pair.cpu[1],
             &pair.cpu[2],
         ];
-        table.row(name, values.map(sample).to_vec());
+        table.add(pair.name(), values.map(sample).to_vec());
     }
-    report.add(table);
     let ratio = |of: fn(&Pair) -> &Vec<f64>| {
         let median = |at: usize| Sample::of(of(&pairs[at]).clone()).map(|it| it.median);
         median(0).zip(median(3)).map(|(ours, theirs)| ours / theirs)
@@ -121,7 +127,7 @@ fn run(
     let bytes: Vec<u8> = (0..arguments.megabytes << 20).map(|_| rand::random()).collect();
     std::fs::write(&file, &bytes)?;
     let megabytes = bytes.len() as f64 / 1e6;
-    runtime.block_on(async {
+    let measure = async {
         let client = Manager::connect(&lab.socket(manager)).await?;
         let id = client.connect_to(&destination, options).await?;
         let mut channel = client.open(id).await?;
@@ -150,7 +156,8 @@ fn run(
         }
 
         let mut latencies = Vec::new();
-        for _ in 0..arguments.requests {
+        let end = Instant::now() + LONG_ENOUGH;
+        while latencies.len() < arguments.requests && Instant::now() < end {
             let begun = Instant::now();
             channel.ask(&small).await?;
             latencies.push(begun.elapsed().as_secs_f64() * 1e3);
@@ -158,24 +165,26 @@ fn run(
         pair.latency.extend(Sample::of(latencies).map(|it| it.median));
 
         let begun = Instant::now();
-        let (mut sent, mut received) = (0, 0);
-        while received < arguments.requests {
-            while sent < arguments.requests && sent - received < WINDOW {
+        let (mut sent, mut received) = (0_u32, 0_u32);
+        while received < sent || sent == 0 {
+            let is_enough = sent as usize >= arguments.requests || begun.elapsed() > LONG_ENOUGH;
+            while !is_enough && sent - received < WINDOW {
                 channel.send(&small).await?;
                 sent += 1;
             }
             check(&channel.next().await?)?;
             received += 1;
         }
-        pair.rate.push(arguments.requests as f64 / begun.elapsed().as_secs_f64());
+        pair.rate.push(f64::from(received) / begun.elapsed().as_secs_f64());
         Ok::<_, Failure>(())
+    };
+    runtime.block_on(async {
+        tokio::time::timeout(PATIENCE, measure)
+            .await
+            .map_err(|_| format!("it was not done within {PATIENCE:?}"))?
     })?;
     if std::fs::read(lab.path("written"))? != std::fs::read(&file)? {
         return Err("the file was not written as it was sent".into());
-    }
-    drop((managing, serving));
-    for side in Side::BOTH {
-        let _ = std::fs::remove_file(lab.socket(side));
     }
     Ok(())
 }

@@ -5,10 +5,14 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::lab::{Distance, Lab, Side, Site, Way};
+use crate::lab::{Lab, Side, Way};
 use crate::process::{self, cpu_with_children, descendants, field};
-use crate::report::{Cell, Goal, Report, Sample, Table};
+use crate::report::{Cell, Goal, Report, Sample};
+use crate::site::{Distance, Site};
 use crate::{Arguments, Failure};
+
+/// How often each crowd sets out.
+const ROUNDS: usize = 3;
 
 /// The longest that a crowd may take.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -24,11 +28,7 @@ struct Crowd {
 }
 
 /// Measures it.
-pub(crate) fn measure(
-    lab: &Lab,
-    arguments: &Arguments,
-    report: &mut Report,
-) -> Result<(), Failure> {
+pub(crate) fn measure(lab: &Lab, arguments: &Arguments, report: &Report) -> Result<(), Failure> {
     let columns = [
         "seconds",
         "succeeded",
@@ -39,7 +39,7 @@ pub(crate) fn measure(
         "manager and workers, KiB each",
     ];
     let mut table =
-        Table::new("crowd", "Many launches at once, and as many `ssh host true`", &columns);
+        report.table("crowd", "Many launches at once, and as many `ssh host true`", &columns);
     let ours = lab.backends().into_iter().map(|it| Way::Launch(Side::Ours, it));
     let ways: Vec<_> = [Way::Ssh, Way::SshCurve]
         .into_iter()
@@ -49,14 +49,21 @@ pub(crate) fn measure(
     let site = Site::new(lab, Distance::Here)?;
     let largest = arguments.crowds.iter().max().copied();
     for &count in &arguments.crowds {
-        let rounds = if count > 100 { 2 } else { 3 };
         let mut crowds: Vec<Vec<Crowd>> = ways.iter().map(|_| Vec::new()).collect();
-        for _ in 0..rounds {
+        for round in 0..ROUNDS {
+            report.progress(&format!("{count} at once, round {} of {ROUNDS}", round + 1));
             for (way, crowds) in ways.iter().zip(&mut crowds) {
                 let is_peer = matches!(way, Way::Launch(Side::Peer, _));
-                if !is_peer || count <= arguments.peer_crowd {
-                    crowds.push(crowd(&site, way, count)?);
-                    site.clear(way)?;
+                // Those that are slow take minutes, and vary little.
+                let is_slow = is_peer || matches!(way, Way::Ssh | Way::Launch(_, "openssh"));
+                let rounds = if is_slow && count >= 100 { 1 } else { ROUNDS };
+                if round < rounds && (!is_peer || count <= arguments.peer_crowd) {
+                    let name = format!("{count} × {}", way.name());
+                    if count >= 100 {
+                        report.progress(&name);
+                    }
+                    crowds.extend(report.attempt(&name, crowd(&site, way, count)));
+                    report.attempt(&name, site.clear(way));
                 }
             }
         }
@@ -73,7 +80,7 @@ pub(crate) fn measure(
                 Sample::of(crowds[at].iter().map(|it| it.memory as f64 / count as f64).collect());
             let is_launch = !way.is_bare();
             let of_launch = |cell: Cell| if is_launch { cell } else { Cell::Nothing };
-            table.row(
+            table.add(
                 name,
                 vec![
                     seconds(at).into(),
@@ -103,12 +110,11 @@ pub(crate) fn measure(
             }
         }
     }
-    report.add(table);
     Ok(())
 }
 
 fn crowd(site: &Site<'_>, way: &Way, count: usize) -> Result<Crowd, Failure> {
-    let side = if let Way::Launch(side, _) = way { *side } else { Side::Ours };
+    let side = way.side();
     let (manager, sshd) = (site.manager(side), site.sshd.pid());
     let cpu = || {
         let of = |pid| cpu_with_children(pid).iter().sum();
@@ -161,8 +167,10 @@ impl Peak {
             let (stop, most) = (Arc::clone(&stop), Arc::clone(&most));
             move || {
                 while !stop.load(Ordering::Acquire) {
+                    let begun = Instant::now();
                     most.fetch_max(memory(), Ordering::AcqRel);
-                    thread::sleep(Duration::from_millis(50));
+                    // Looking at hundreds of processes takes time that they could use.
+                    thread::sleep(Duration::from_millis(50).max(begun.elapsed() * 20));
                 }
             }
         });

@@ -5,7 +5,7 @@ use std::process::Command;
 use crate::lab::{Lab, Side, PATIENCE};
 use crate::parts::Timings;
 use crate::process::Finished;
-use crate::report::{Goal, Report, Sample, Table};
+use crate::report::{Goal, Report, Sample};
 use crate::{process, Arguments, Failure};
 
 fn launch(lab: &Lab, side: Side) -> Command {
@@ -21,58 +21,59 @@ fn launch(lab: &Lab, side: Side) -> Command {
 /// a failed one is tried again, and only the one that works counts.
 fn launched(lab: &Lab, side: Side) -> Result<Finished, Failure> {
     let tries = if side == Side::Peer { 20 } else { 1 };
-    let mut last = process::run(&mut launch(lab, side), PATIENCE)?;
+    let mut last = process::run(&mut launch(lab, side), side.patience())?;
     for _ in 1..tries {
         if last.status.success() {
             break;
         }
-        last = process::run(&mut launch(lab, side), PATIENCE)?;
+        last = process::run(&mut launch(lab, side), side.patience())?;
     }
     last.success()
 }
 
 /// Measures it.
-pub(crate) fn measure(
-    lab: &Lab,
-    arguments: &Arguments,
-    report: &mut Report,
-) -> Result<(), Failure> {
+pub(crate) fn measure(lab: &Lab, arguments: &Arguments, report: &Report) -> Result<(), Failure> {
     let mut cold = [Vec::new(), Vec::new()];
     let mut warm = [Vec::new(), Vec::new()];
     let mut timings = Vec::new();
-    for round in 0..=arguments.rounds.div_ceil(3) {
+    let mut starts = Vec::new();
+    let rounds = arguments.rounds.div_ceil(3);
+    for round in 0..=rounds {
+        report.progress(&format!("without a manager: round {round} of {rounds}"));
         for side in Side::BOTH {
-            let time = without_manager(lab, side)?;
+            let what = format!("{} without a manager", side.name());
+            let time = report.attempt(&what, without_manager(lab, side));
             // Whoever is first has nothing in memory yet.
-            if round > 0 {
-                cold[side as usize].push(time);
-            }
+            cold[side as usize].extend(time.filter(|_| round > 0));
         }
     }
     let managers = [lab.manager(Side::Ours, None)?, lab.manager(Side::Peer, None)?];
+    report.progress("with a running manager");
     for round in 0..=arguments.rounds * 2 {
         for side in Side::BOTH {
-            let finished = launched(lab, side)?;
-            end_connection(lab, side)?;
+            let what = format!("{} with a running manager", side.name());
+            let Some(finished) = report.attempt(&what, launched(lab, side)) else { continue };
+            report.attempt(&what, end_connection(lab, side));
             if round > 0 {
                 warm[side as usize].push(finished.milliseconds());
                 timings.extend(Timings::find(&finished.stdout));
             }
         }
+        let start = process::run(&mut lab.side(Side::Ours, &["--version"]), PATIENCE)?;
+        starts.push(start.milliseconds());
     }
     drop(managers);
     // Its servers outlive it.
     process::kill_marked(&lab.mark_of(Side::Peer));
 
     let title = "`launch manager://127.0.0.1` (ms); without a manager, 0.20.0 needs `manager listen --daemon` first";
-    let mut table = Table::new("local", title, &["no manager runs", "a manager runs"]);
+    let mut table = report.table("local", title, &["no manager runs", "a manager runs"]);
     for side in Side::BOTH {
         let [cold, warm] = [&cold, &warm].map(|it| Sample::of(it[side as usize].clone()).into());
-        table.row(side.name(), vec![cold, warm]);
+        table.add(side.name(), vec![cold, warm]);
     }
-    report.add(table);
     let title = "Steps of ours with a running manager (ms)";
-    let mut table = Table::new("local_steps", title, &["ms"]);
+    let mut table = report.table("local_steps", title, &["ms"]);
     let took = |names: &[&str]| {
         let sum = |it: &Timings| names.iter().filter_map(|name| it.took(name)).sum();
         Sample::of(timings.iter().map(sum).collect())
@@ -86,9 +87,12 @@ pub(crate) fn measure(
         ("connect and proof alone", &["tcp", "proof"]),
         ("ticket", &["ticket"]),
     ] {
-        table.row(name, vec![took(steps).into()]);
+        table.add(name, vec![took(steps).into()]);
     }
-    report.add(table);
+    let alone = Sample::of(starts);
+    table.add("beside it: `distant --version`", vec![alone.into()]);
+    let load = took(&["load"]).zip(alone).map(|(load, alone)| load.median - alone.median);
+    table.add("the plugin's load alone: worker to hello less that", vec![load.into()]);
     let ratio = Sample::of(warm[0].clone()).zip(Sample::of(warm[1].clone()));
     let ratio = ratio.map(|(ours, theirs)| ours.median / theirs.median);
     report.target(
@@ -108,30 +112,31 @@ fn end_connection(lab: &Lab, side: Side) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Milliseconds from nothing to a connection.
+/// Milliseconds from nothing to a connection, all of which is ended again.
 fn without_manager(lab: &Lab, side: Side) -> Result<f64, Failure> {
-    let mut milliseconds = 0.0;
-    if side == Side::Peer {
-        let mut listen = lab.side(side, &["manager", "listen", "--daemon", "--user"]);
-        milliseconds += process::run(&mut listen, PATIENCE)?.success()?.milliseconds();
-        // It says that it runs before it listens, and `launch` does not wait for it.
-        let begun = std::time::Instant::now();
-        let socket = lab.socket(side);
-        crate::lab::until("a manager of 0.20.0", || {
-            std::os::unix::net::UnixStream::connect(&socket).is_ok()
-        })?;
-        milliseconds += begun.elapsed().as_secs_f64() * 1e3;
+    // Where the last one left it, it would be in the way.
+    let _ = std::fs::remove_file(lab.socket(side));
+    let started = match side {
+        Side::Ours => Ok(0.0),
+        Side::Peer => start_peer(lab),
+    };
+    let launched = started.and_then(|started| Ok(started + launched(lab, side)?.milliseconds()));
+    if side == Side::Ours {
+        process::run(&mut lab.side(side, &["manager", "stop"]), PATIENCE)?;
     }
-    milliseconds += launched(lab, side)?.milliseconds();
-    match side {
-        Side::Ours => {
-            drop(process::run(&mut lab.side(side, &["manager", "stop"]), PATIENCE)?.success()?)
-        }
-        Side::Peer => {
-            process::kill_marked(&lab.mark_of(side));
-            // It leaves its socket.
-            std::fs::remove_file(lab.socket(side))?;
-        }
-    }
-    Ok(milliseconds)
+    process::kill_marked(&lab.mark_of(side));
+    launched
+}
+
+/// Starts a manager of 0.20.0, and says how long that took.
+fn start_peer(lab: &Lab) -> Result<f64, Failure> {
+    let mut listen = lab.side(Side::Peer, &["manager", "listen", "--daemon", "--user"]);
+    let listening = process::run(&mut listen, PATIENCE)?.success()?.milliseconds();
+    // It says that it runs before it listens, and `launch` does not wait for it.
+    let begun = std::time::Instant::now();
+    let socket = lab.socket(Side::Peer);
+    crate::lab::until("a manager of 0.20.0", || {
+        std::os::unix::net::UnixStream::connect(&socket).is_ok()
+    })?;
+    Ok(listening + begun.elapsed().as_secs_f64() * 1e3)
 }

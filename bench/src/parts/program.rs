@@ -4,19 +4,15 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::lab::{Lab, Side, PATIENCE};
-use crate::report::{Report, Sample, Table};
+use crate::report::{Report, Sample};
 use crate::{process, Arguments, Failure};
 
 /// Measures it.
-pub(crate) fn measure(
-    lab: &Lab,
-    arguments: &Arguments,
-    report: &mut Report,
-) -> Result<(), Failure> {
+pub(crate) fn measure(lab: &Lab, arguments: &Arguments, report: &Report) -> Result<(), Failure> {
     let title =
         "The program: `distant --version` (ms), stripped size, and that with its ssh plugin (MB)";
     let mut table =
-        Table::new("program", title, &["--version", "program", "with ssh2", "with libssh"]);
+        report.table("program", title, &["--version", "program", "with ssh2", "with libssh"]);
     let mut times = [Vec::new(), Vec::new()];
     for _ in 0..arguments.rounds * 4 {
         for side in Side::BOTH {
@@ -37,9 +33,8 @@ pub(crate) fn measure(
             })
         };
         let sizes = [program, with("ssh2")?, with("libssh")?].map(Into::into);
-        table.row(side.name(), [vec![Sample::of(times).into()], sizes.to_vec()].concat());
+        table.add(side.name(), [vec![Sample::of(times).into()], sizes.to_vec()].concat());
     }
-    report.add(table);
     Ok(())
 }
 
