@@ -467,6 +467,7 @@ fn what_never_stops_printing_does_not_keep_a_launch_from_its_limit() {
         pid: None,
         hello: None,
         proof: false,
+        hello: None,
         watch,
         stdin: Some(stdin.into()),
     };
@@ -480,4 +481,13 @@ fn what_never_stops_printing_does_not_keep_a_launch_from_its_limit() {
     drop((server, nobody));
     let _ = yes.kill();
     yes.wait().unwrap();
+}
+
+#[test]
+fn a_hello_is_handed_on_unless_it_is_longer_than_any() {
+    let mut found = Found::default();
+    found.take("say distant-server hello=93c418\r");
+    assert_eq!(found.hello.as_deref(), Some("93c418"));
+    found.take(&format!("say distant-server hello={}", "0".repeat(HELLO_MAX + 1)));
+    assert_eq!(found.hello, None);
 }
