@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use super::login::Agent;
 use super::remote::Account;
 use crate::support::{
     eventually, programs, Home, Invocation, Look, Manager, Running, Seen, Signal, Sshd,
@@ -39,14 +40,15 @@ fn launch(home: &Home, to: &str, options: &str) -> Invocation {
     home.ours(["launch", to, "--distant", &distant, "--options", &options])
 }
 
-/// Starts a launch in JSON mode, and waits for the first question.
+/// Starts a launch in JSON mode, and waits for the first question, or for its end.
 fn asked(launch: Invocation) -> (Running, serde_json::Value) {
     let mut launch = launch.arg("--format").arg("json").start();
     launch.json();
     launch.say(HELLO);
     loop {
         let message = launch.json();
-        if message["type"] == "auth_challenge" {
+        let kind = message["type"].as_str().unwrap();
+        if ["auth_challenge", "auth_verification", "launched", "error"].contains(&kind) {
             return (launch, message);
         }
     }
@@ -101,6 +103,29 @@ fn what_only_ssh_itself_understands_counts() {
     assert!(error.stderr.contains("there is no host `nowhere.invalid`"), "{}", error.told());
     fs::write(flag, "").unwrap();
     launch(&home, "ssh://box", "").run().id();
+}
+
+#[test]
+fn a_key_goes_to_the_agent_if_the_person_says_so() {
+    let home = Home::new();
+    let _manager = Manager::start(&home);
+    let sshd = Sshd::start(&home);
+    let agent = Agent::start(&home);
+    home.write(".ssh/config", "Host *\n  AddKeysToAgent ask\n");
+    let held = || {
+        let list = home.program("ssh-add", ["-L"]).env("SSH_AUTH_SOCK", &agent.socket).run();
+        list.stdout.contains(fs::read_to_string(sshd.path("identity.pub")).unwrap().trim())
+    };
+    for yes in [false, true] {
+        let launch = sshd.launch(&home, "openssh", "").env("SSH_AUTH_SOCK", &agent.socket);
+        let (mut launch, question) = asked(launch);
+        let text = question["text"].as_str().unwrap_or_default();
+        assert!(text.starts_with(&format!("Add key {}", sshd.identity())), "{question}");
+        launch.say(&format!(r#"{{"type":"auth_verification_response","valid":{yes}}}"#));
+        assert_eq!(launch.json()["type"], "launched");
+        launch.finish().success();
+        assert_eq!(held(), yes);
+    }
 }
 
 #[test]
