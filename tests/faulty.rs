@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    calm, eventually, programs, Finished, Home, Invocation, Manager, Server, Signal,
+    calm, eventually, programs, Finished, Home, Invocation, Manager, Server, Signal, HELLO,
 };
 
 /// How a launch with a faulty plugin ends.
@@ -132,7 +132,7 @@ fn each_fault_after_the_answer_or_the_verdict_is_survived_too() {
             );
             let launch = home.ours(["launch", "faulty://anywhere", "--options", &options]);
             let mut launch = launch.arg("--format=json").start();
-            launch.say(r#"{"type":"auth_initialization_response","methods":["none"]}"#);
+            launch.say(HELLO);
             while launch.json()["type"] != "auth_verification" {}
             launch.say(r#"{"type":"auth_verification_response","valid":true}"#);
             let last = launch.json();

@@ -7,11 +7,8 @@ use serde_json::{json, Value};
 
 use crate::support::wire::Wire;
 use crate::support::{
-    eventually, peer, within, Home, Invocation, Manager, Proxy, Running, Server, PATIENCE,
+    eventually, peer, within, Home, Invocation, Manager, Proxy, Running, Server, HELLO, PATIENCE,
 };
-
-/// The answer that the manager's own round waits for in JSON mode.
-const YES: &str = r#"{"type":"auth_initialization_response","methods":["none"]}"#;
 
 /// One line of 64 characters, and how many of them a long output has.
 const LINES: usize = 20_000;
@@ -48,7 +45,7 @@ fn assert_peer_can_use_it(home: &Home) {
 #[track_caller]
 fn assert_editor_can_use_it(home: &Home, mut api: Running) {
     assert_eq!(api.json(), json!({"type": "auth_initialization", "methods": ["none"]}));
-    api.say(YES);
+    api.say(HELLO);
     assert_eq!(api.json()["type"], "auth_start_method");
     assert_eq!(api.json()["type"], "auth_finished");
     let folder = tempfile::tempdir_in(home.path("tmp")).unwrap();
@@ -153,7 +150,7 @@ fn a_0_20_command_line_in_json_format_uses_our_manager() {
     let _manager = Manager::start(&home);
     let mut launch = home.peer(["launch", "manager://localhost", "--format", "json"]).start();
     assert_eq!(launch.json()["type"], "auth_initialization");
-    launch.say(YES);
+    launch.say(HELLO);
     assert_eq!(launch.json()["type"], "auth_start_method");
     assert_eq!(launch.json()["type"], "auth_finished");
     let launched = launch.json();
@@ -166,7 +163,7 @@ fn a_0_20_command_line_in_json_format_uses_our_manager() {
         .peer(["launch", "faulty://localhost", "--format", "json", "--options", options])
         .start();
     launch.json();
-    launch.say(YES);
+    launch.say(HELLO);
     launch.json();
     launch.json();
     let verification = json!({"type": "auth_verification", "kind": "host", "text": "trust it?"});
@@ -212,7 +209,7 @@ fn an_editor_uses_our_api_and_server() {
 
     // Ours end with their stdin, once everything is done.
     let mut api = home.ours(["api"]).start();
-    api.say(YES);
+    api.say(HELLO);
     api.say(r#"{"id":"1","payload":{"type":"version"}}"#);
     let said = api.finish().success().stdout;
     assert!(said.lines().last().unwrap().contains("\"origin_id\":\"1\""), "{said}");

@@ -7,10 +7,7 @@ use std::thread;
 
 use serde_json::Value;
 
-use crate::support::{Finished, Home, Manager};
-
-/// What an editor says first.
-const HELLO: &str = "{\"type\":\"auth_initialization_response\",\"methods\":[\"none\"]}\n";
+use crate::support::{Finished, Home, Manager, HELLO};
 
 /// The last line in JSON mode.
 #[track_caller]
@@ -55,7 +52,7 @@ fn a_port_that_closes_every_connection_is_said_to_be_unreachable() {
     thread::spawn(move || listener.incoming().for_each(drop));
     let key = home.write("key", "ab".repeat(32)).display().to_string();
     let connect = ["connect", &destination, "--key-file", &key, "--format=json"];
-    let shown = home.ours(connect).input(HELLO).run().code(1);
+    let shown = home.ours(connect).input(format!("{HELLO}\n")).run().code(1);
     let error = last_line(&shown);
     assert_eq!(error["kind"], "unreachable", "{}", shown.told());
     assert_eq!(error["causes"][0], "the connection was closed before the server had said anything");

@@ -2,9 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::{Finished, Home, Invocation, Manager, Server};
-
-const HELLO: &str = "{\"type\":\"auth_initialization_response\",\"methods\":[\"none\"]}\n";
+use crate::support::{Finished, Home, Invocation, Manager, Server, HELLO};
 
 /// A plugin that asks, and says what it means if nobody answers.
 fn asks(home: &Home, question: &str, kind: &str) {
@@ -51,7 +49,8 @@ fn what_a_plugin_says_where_nobody_answers_is_shown_in_both_formats() {
         assert!(shown.stderr.ends_with("hint: compare it\n"), "{}", shown.told());
         assert_eq!(shown.stdout, "");
 
-        let json = alone(&home, &["launch", "asks://box", "--format", "json"]).input(HELLO);
+        let json =
+            alone(&home, &["launch", "asks://box", "--format", "json"]).input(format!("{HELLO}\n"));
         let shown = json.run().code(1);
         let error = last_line(&shown);
         assert_eq!((&error["type"], &error["kind"]), (&"error".into(), &kind.into()), "{error}");
@@ -73,7 +72,8 @@ fn connect_without_a_terminal_says_how_to_give_the_key() {
     assert!(shown.stderr.contains("a question needs a terminal"), "{}", shown.told());
     assert!(shown.stderr.ends_with(&format!("hint: {hint}\n")), "{}", shown.told());
 
-    let json = alone(&home, &["connect", &destination, "--format", "json"]).input(HELLO);
+    let json =
+        alone(&home, &["connect", &destination, "--format", "json"]).input(format!("{HELLO}\n"));
     let error = last_line(&json.run().code(1));
     assert_eq!((&error["kind"], &error["hint"]), (&"cancelled".into(), &hint.into()), "{error}");
 }

@@ -9,7 +9,7 @@ use std::thread;
 use serde_json::json;
 
 use crate::support::wire::Wire;
-use crate::support::{programs, Finished, Home, Look, Manager, Server};
+use crate::support::{programs, Finished, Home, Look, Manager, Server, HELLO};
 
 /// Answers, passwords and the like that this test makes up.
 const ANSWER: &str = "correct-horse-battery-3141";
@@ -160,7 +160,7 @@ fn no_secret_is_anywhere_but_where_it_belongs() {
     let config = home.path("config/distant/config.toml");
     for answer in [ANSWER, WRONG_ANSWER] {
         let mut launch = trace(&["launch", "faulty://x", "--format=json"]).start();
-        launch.say(r#"{"type":"auth_initialization_response","methods":["none"]}"#);
+        launch.say(HELLO);
         while launch.json()["type"] != "auth_challenge" {}
         launch.say(&json!({"type": "auth_challenge_response", "answers": [answer]}).to_string());
         said.note(&launch.finish().code(1));
@@ -322,7 +322,7 @@ fn set_password(account: &str, password: &str) {
 fn answer(launch: crate::support::Invocation, answers: &[&str], said: &mut Said) -> Finished {
     let mut launch = launch.arg("--format").arg("json").start();
     launch.json();
-    launch.say(r#"{"type":"auth_initialization_response","methods":["none"]}"#);
+    launch.say(HELLO);
     let mut answers = answers.iter();
     loop {
         let message = launch.json();

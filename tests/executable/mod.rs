@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
-use crate::support::{Home, Look, Manager, Running, Seen, Signal};
+use crate::support::{Home, Look, Manager, Running, Seen, Signal, HELLO};
 
 /// Puts an executable plugin for `NAME://` where the host looks; the body follows its hello.
 fn plugin(home: &Home, name: &str, members: &str, body: &str) -> PathBuf {
@@ -124,7 +124,7 @@ fn asked(launch: &mut Running) -> String {
         let message = launch.json();
         match message["type"].as_str().unwrap() {
             "auth_initialization" => {
-                launch.say(r#"{"type":"auth_initialization_response","methods":["none"]}"#);
+                launch.say(HELLO);
             }
             "auth_challenge" => {
                 return message["questions"][0]["text"].as_str().unwrap().to_owned();

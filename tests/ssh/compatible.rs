@@ -4,20 +4,11 @@ use super::each_backend;
 use super::remote::Account;
 use crate::support::{Home, Invocation, Manager, Running, Sshd};
 
-const HELLO: &str = r#"{"type":"auth_initialization_response","methods":["none"]}"#;
-
 /// The released CLI's launch; it finds our server by its path.
 fn launch(home: &Home, user: &str, sshd: &Sshd, options: &str) -> Invocation {
     let distant = crate::support::programs().distant.display().to_string();
     let to = format!("ssh://{user}@{}", sshd.address);
     home.peer(["launch", &to, "--distant", &distant, "--options", options])
-}
-
-fn in_json(launch: Invocation) -> Running {
-    let mut launch = launch.arg("--format").arg("json").start();
-    launch.json();
-    launch.say(HELLO);
-    launch
 }
 
 /// The next message that needs an answer or ends the launch.
@@ -37,7 +28,8 @@ each_backend! {
         let _manager = Manager::start(&home);
         let sshd = Sshd::with(&home, "KbdInteractiveAuthentication no");
         let account = Account::new("/bin/sh", "the right one");
-        let mut launch = in_json(launch(&home, &account.name, &sshd, &format!("backend={backend}")));
+        let launch = launch(&home, &account.name, &sshd, &format!("backend={backend}"));
+        let mut launch = launch.in_json();
         let question = next(&launch);
         assert_eq!(question["type"], "auth_verification", "{question}");
         launch.say(r#"{"type":"auth_verification_response","valid":true}"#);

@@ -3,19 +3,7 @@
 use std::fs;
 
 use super::each_backend;
-use crate::support::{Finished, Home, Manager, Running, Sshd};
-
-const HELLO: &str = r#"{"type":"auth_initialization_response","methods":["none"]}"#;
-
-/// Starts a launch in JSON mode, and answers the manager's own round.
-fn in_json(launch: crate::support::Invocation) -> Running {
-    let mut launch = launch.arg("--format").arg("json").start();
-    launch.json();
-    launch.say(HELLO);
-    launch.json();
-    launch.json();
-    launch
-}
+use crate::support::{Finished, Home, Manager, Sshd};
 
 fn refused(finished: Finished, reason: &str) {
     let finished = finished.code(1);
@@ -28,7 +16,7 @@ each_backend! {
         let _manager = Manager::start(&home);
         let sshd = Sshd::start(&home);
         let known = home.write(".ssh/known_hosts", "# mine\n\nother ssh-ed25519 AAAA\n");
-        let mut launch = in_json(sshd.launch(&home, backend, ""));
+        let mut launch = sshd.launch(&home, backend, "").in_json();
         let question = launch.json();
         assert_eq!(question["type"], "auth_verification");
         assert_eq!(question["kind"], "host");
@@ -48,7 +36,7 @@ each_backend! {
         let _manager = Manager::start(&home);
         let sshd = Sshd::start(&home);
         let files = format!("user_known_hosts_files=\"{}\"", home.path("none/known").display());
-        let mut launch = in_json(sshd.launch(&home, backend, &files));
+        let mut launch = sshd.launch(&home, backend, &files).in_json();
         assert_eq!(launch.json()["type"], "auth_verification");
         launch.say(r#"{"type":"auth_verification_response","valid":false}"#);
         let error = launch.json();
@@ -105,7 +93,7 @@ each_backend! {
             let changed = format!("{}, line 2, has another one", file.display());
             return refused(sshd.launch(&home, backend, "").run(), &changed);
         }
-        let mut launch = in_json(sshd.launch(&home, backend, ""));
+        let mut launch = sshd.launch(&home, backend, "").in_json();
         let text = launch.json()["text"].as_str().unwrap().to_owned();
         let said = format!("known: ecdsa-sha2-nistp521, {}, line 2\nTrust and", file.display());
         assert!(text.contains(&said), "{text}");

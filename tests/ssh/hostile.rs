@@ -6,10 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::each_backend;
-use crate::support::{report, Finished, Home, Manager, Sshd};
-
-/// What an editor says first.
-const HELLO: &str = "{\"type\":\"auth_initialization_response\",\"methods\":[\"none\"]}\n";
+use crate::support::{report, Finished, Home, Manager, Sshd, HELLO};
 
 /// The limit of the key exchange, and some time for a busy machine.
 const HANDSHAKE: Duration = Duration::from_secs(15 + 10);
@@ -134,7 +131,7 @@ each_backend! {
             let identity = sshd.identity();
             let options = format!("backend={backend},tunnel={tunnel},identity_files=\"{identity}\"");
             let args = ["launch", &to, "--distant", &server, "--format=json", "--options", &options];
-            let error = home.ours(args).input(HELLO).run().code(1);
+            let error = home.ours(args).input(format!("{HELLO}\n")).run().code(1);
             let last: serde_json::Value =
                 serde_json::from_str(error.stdout.lines().last().unwrap()).unwrap();
             assert_eq!(last["kind"], "port_unreachable", "{tunnel}: {}", error.told());

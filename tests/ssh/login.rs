@@ -10,21 +10,9 @@ use super::remote::Account;
 use crate::support::wire::Wire;
 use crate::support::{keygen, programs, report, Home, Invocation, Manager, Running, Sshd};
 
-const HELLO: &str = r#"{"type":"auth_initialization_response","methods":["none"]}"#;
-
-/// Starts a launch in JSON mode, and answers the manager's own round.
-fn in_json(launch: Invocation) -> Running {
-    let mut launch = launch.arg("--format").arg("json").start();
-    launch.json();
-    launch.say(HELLO);
-    launch.json();
-    launch.json();
-    launch
-}
-
 /// Answers every challenge with the next of the answers, and gives the questions and the outcome.
 pub(super) fn answer(launch: Invocation, answers: &[&[&str]]) -> (Vec<String>, serde_json::Value) {
-    let mut launch = in_json(launch);
+    let mut launch = launch.in_json();
     let mut answers = answers.iter();
     let mut asked = Vec::new();
     loop {

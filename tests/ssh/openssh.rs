@@ -12,8 +12,6 @@ use crate::support::{
     eventually, programs, Home, Invocation, Look, Manager, Running, Seen, Signal, Sshd,
 };
 
-const HELLO: &str = r#"{"type":"auth_initialization_response","methods":["none"]}"#;
-
 /// Folders that questions go through, as they are left in a home.
 fn folders(home: &Home) -> Vec<String> {
     let entries = fs::read_dir(home.path("tmp")).unwrap().flatten();
@@ -42,9 +40,7 @@ fn launch(home: &Home, to: &str, options: &str) -> Invocation {
 
 /// Starts a launch in JSON mode, and waits for the first question, or for its end.
 fn asked(launch: Invocation) -> (Running, serde_json::Value) {
-    let mut launch = launch.arg("--format").arg("json").start();
-    launch.json();
-    launch.say(HELLO);
+    let launch = launch.in_json();
     loop {
         let message = launch.json();
         let kind = message["type"].as_str().unwrap();

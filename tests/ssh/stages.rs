@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use super::each_backend;
 use super::hostile::{stub, until_end};
-use crate::support::{calm, eventually, report, within, Home, Manager, Running, Signal, Sshd};
-
-const HELLO: &str = r#"{"type":"auth_initialization_response","methods":["none"]}"#;
+use crate::support::{
+    calm, eventually, report, within, Home, Manager, Running, Signal, Sshd, HELLO,
+};
 
 /// How long after the end of one of them everything else may be there.
 const LIMIT: Duration = Duration::from_secs(2);

@@ -10,7 +10,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use super::{peer, programs, Finished, Look, Running, Terminal, PATIENCE};
+use super::{peer, programs, Finished, Look, Running, Terminal, HELLO, PATIENCE};
 
 /// The variable by which processes of a home are found.
 const MARK: &str = "DISTANT_TEST_HOME";
@@ -204,6 +204,17 @@ impl Invocation {
     /// Starts it; what it reads comes from [`Running::say`].
     pub(crate) fn start(mut self) -> Running {
         Running::start(&mut self.command)
+    }
+
+    /// Starts it in JSON mode, and goes through the manager's own round.
+    #[track_caller]
+    pub(crate) fn in_json(self) -> Running {
+        let mut running = self.args(&["--format", "json"]).start();
+        assert_eq!(running.json()["type"], "auth_initialization");
+        running.say(HELLO);
+        assert_eq!(running.json()["type"], "auth_start_method");
+        assert_eq!(running.json()["type"], "auth_finished");
+        running
     }
 
     /// Runs it to its end.

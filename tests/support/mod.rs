@@ -28,6 +28,9 @@ pub(crate) use sshd::{keygen, Sshd};
 pub(crate) use system::{Look, Seen};
 pub(crate) use terminal::Terminal;
 
+/// The answer that the manager's own round waits for in JSON mode.
+pub(crate) const HELLO: &str = r#"{"type":"auth_initialization_response","methods":["none"]}"#;
+
 /// The longest that anything may take which should take no time; long, as the machine may be busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
