@@ -21,8 +21,8 @@ use rustix::io::Errno;
 const PREFIX: &str = "distant-ssh-";
 /// Longest path of a folder in which `ssh` can still make a socket.
 const FOLDER_MAX: usize = 70;
-/// Longest question.
-const QUESTION_MAX: usize = 16 * 1024;
+/// Bytes of questions that are read at once, or a little more; the rest waits in the pipe.
+const READ_MAX: usize = 16 * 1024;
 /// Most questions of a launch.
 const QUESTIONS_MAX: usize = 64;
 
@@ -130,7 +130,7 @@ impl Questions {
         let mut buffer = [0; 4096];
         while let Ok(count @ 1..) = self.pipe.read(&mut buffer) {
             self.pending.extend_from_slice(&buffer[..count]);
-            if self.pending.len() > QUESTION_MAX {
+            if self.pending.len() > READ_MAX {
                 break;
             }
         }
