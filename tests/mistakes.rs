@@ -7,7 +7,7 @@ use std::thread;
 
 use serde_json::Value;
 
-use crate::support::{Finished, Home, Manager, HELLO};
+use crate::support::{keygen, Finished, Home, Manager, Sshd, HELLO};
 
 /// The last line in JSON mode.
 #[track_caller]
@@ -57,4 +57,32 @@ fn a_port_that_closes_every_connection_is_said_to_be_unreachable() {
     assert_eq!(error["kind"], "unreachable", "{}", shown.told());
     assert_eq!(error["causes"][0], "the connection was closed before the server had said anything");
     assert_eq!(error["hint"], "check whether the server still runs there");
+}
+
+#[test]
+fn port_0_of_ssh_is_refused_by_what_it_is() {
+    let home = Home::new();
+    let _manager = Manager::start(&home);
+    for backend in ["ssh2", "openssh"] {
+        let backend = format!("backend={backend}");
+        let refused = home.ours(["launch", "ssh://box:0", "--options", &backend]).run().code(1);
+        let start = "error: there is no port 0 to reach `box` at\n";
+        assert!(refused.stderr.starts_with(start), "{}", refused.told());
+    }
+}
+
+#[test]
+fn a_server_that_asks_nothing_is_tried_once() {
+    let home = Home::new();
+    let _manager = Manager::start(&home);
+    let sshd = Sshd::with(&home, "PasswordAuthentication no\nKbdInteractiveAuthentication yes");
+    sshd.make_known(&home);
+    let key = home.path("unknown").display().to_string();
+    keygen(&home.path("unknown"), &["-N", "", "-t", "ed25519"]);
+    for backend in ["ssh2", "libssh"] {
+        let options = format!("backend={backend},identity_files=\"{key}\"");
+        let refused = sshd.launch_as(&home, "root", &options).run().code(1);
+        let tries = refused.stderr.matches("the server's questions: not accepted").count();
+        assert_eq!(tries, 1, "{}", refused.told());
+    }
 }

@@ -161,6 +161,11 @@ pub fn resolve(
         return Err(LaunchError::new(ErrorKind::InvalidOption, message)
             .caused_by("it could be taken for an option, or do something in a shell"));
     }
+    if port == Some(0) {
+        let message = format!("there is no port 0 to reach `{host}` at");
+        return Err(LaunchError::new(ErrorKind::InvalidOption, message)
+            .with_hint("leave the port out for that of the ssh configuration, usually 22"));
+    }
     let lines = match by_ssh(host, user, port, person, caller)? {
         Some(lines) => lines,
         None => {
@@ -260,6 +265,14 @@ fn words(value: &str) -> Vec<String> {
 }
 
 impl Settings {
+    /// Where it connects to, for people.
+    pub fn place(&self) -> String {
+        match self.host.contains(':') {
+            true => format!("[{}]:{}", self.host, self.port),
+            false => format!("{}:{}", self.host, self.port),
+        }
+    }
+
     fn from_lines(host: &str, lines: &[(String, String)], person: &Person) -> Self {
         let all = |key: &'static str| {
             lines.iter().filter(move |(name, _)| name == key).map(|(_, value)| value.trim())

@@ -32,7 +32,7 @@ pub fn dial(settings: &Settings, caller: &Caller) -> Result<(OwnedFd, SocketAddr
         "inet6" => address.is_ipv6(),
         _ => true,
     });
-    let place = format!("{}:{}", settings.host, settings.port);
+    let place = settings.place();
     if addresses.is_empty() {
         let message = format!("`{}` has no address of the wanted family", settings.host);
         return Err(LaunchError::new(ErrorKind::Unresolved, message));

@@ -217,9 +217,16 @@ impl Login<'_> {
                 let count = asked.entry(method.as_str()).or_default();
                 if *count < TRIES {
                     *count += 1;
-                    reply = Some(match method.as_str() {
-                        "password" => self.try_password(session, *count == 1, state)?,
-                        _ => self.try_questions(session, state)?,
+                    reply = Some(if method == "password" {
+                        self.try_password(session, *count == 1, state)?
+                    } else {
+                        let (reply, has_asked) = self.try_questions(session, state)?;
+                        // A server that has no question will have none the next time either, and
+                        // each attempt counts with it.
+                        if !has_asked && reply == Reply::Refused {
+                            *count = TRIES;
+                        }
+                        reply
                     });
                     break;
                 }
@@ -366,11 +373,12 @@ impl Login<'_> {
         self.judge("password".into(), outcome, session, state)
     }
 
+    /// Also tells whether the server has asked anything.
     fn try_questions(
         &self,
         session: &mut dyn Session,
         state: &State,
-    ) -> Result<Reply, LaunchError> {
+    ) -> Result<(Reply, bool), LaunchError> {
         let mut rounds = 0;
         let mut answer = |questions: Questions| {
             rounds += 1;
@@ -413,7 +421,8 @@ impl Login<'_> {
             None
         };
         let outcome = session.keyboard_interactive(&self.settings.user, &mut answer);
-        self.judge("the server's questions".into(), outcome, session, state)
+        let reply = self.judge("the server's questions".into(), outcome, session, state)?;
+        Ok((reply, rounds > 0))
     }
 
     fn judge(
