@@ -217,7 +217,7 @@ fn a_wrong_command_line_ends_with_2_and_starts_no_manager() {
     let home = Home::new();
     for wrong in [
         &["launch"][..],
-        &["launch", "manager://local_host"],
+        &["launch", "manager://local host"],
         &["launch", "manager://localhost:99999"],
         &["launch", "manager://localhost", "--nonsense"],
         &["launch", "manager://localhost", "--format=yaml"],

@@ -7,7 +7,7 @@ use std::thread;
 
 use serde_json::Value;
 
-use crate::support::{keygen, Finished, Home, Manager, Sshd, HELLO};
+use crate::support::{keygen, programs, Finished, Home, Manager, Sshd, HELLO};
 
 /// The last line in JSON mode.
 #[track_caller]
@@ -57,6 +57,51 @@ fn a_port_that_closes_every_connection_is_said_to_be_unreachable() {
     assert_eq!(error["kind"], "unreachable", "{}", shown.told());
     assert_eq!(error["causes"][0], "the connection was closed before the server had said anything");
     assert_eq!(error["hint"], "check whether the server still runs there");
+}
+
+#[test]
+fn a_host_with_an_underscore_is_one_also_where_0_20_lists_it() {
+    let home = Home::new();
+    let _manager = Manager::start(&home);
+    let sshd = Sshd::start(&home);
+    let known = sshd.known(&["ed25519"]).replace(&sshd.name(), "my_box");
+    home.write(".ssh/known_hosts", known);
+    let (ip, port) = (sshd.address.ip(), sshd.address.port());
+    let identity = sshd.identity();
+    home.write(
+        ".ssh/config",
+        format!(
+            "Host my_box\n HostName {ip}\n Port {port}\n User root\n HostKeyAlias my_box\n \
+             IdentityFile {identity}\n"
+        ),
+    );
+    let distant = programs().distant.display().to_string();
+    let id = home.ours(["launch", "my_box", "--distant", &distant]).run().id();
+    let list = home.peer(["manager", "list"]).run().success();
+    assert!(list.stdout.contains(&id.to_string()), "{}", list.told());
+}
+
+#[test]
+fn an_address_with_a_zone_is_reached_and_one_that_is_closed_is_in_brackets() {
+    let home = Home::new();
+    let sshd = Sshd::start(&home);
+    let known = sshd.known(&["ed25519"]).replace(&sshd.name(), "fe80::1%lo");
+    home.write(".ssh/known_hosts", known);
+    let distant = programs().distant.display();
+    let (config, identity) = (sshd.path("config"), sshd.identity());
+    let script = format!(
+        "ip link set lo up && ip -6 address add fe80::1/64 dev lo nodad || exit 9\n\
+         /usr/sbin/sshd -D -e -f {} -o ListenAddress=fe80::1%lo -o Port=22 & sshd=$!\n\
+         until ss -Hltn6 2>&- | grep -q ':22 '; do kill -0 $sshd || exit 8; done\n\
+         launch() {{ {distant} launch \"$1\" --distant {distant} --options 'identity_files=\"{identity}\"'; }}\n\
+         launch 'ssh://root@[fe80::1%lo]' && {distant} spawn -- echo hi\n\
+         launch 'ssh://root@[fe80::1%25lo]:1'\n\
+         {distant} manager stop; kill $sshd; wait",
+        config.display()
+    );
+    let done = home.program("unshare", ["--net", "sh", "-c", &script]).run();
+    assert!(done.stdout.ends_with("\nhi\n"), "{}", done.told());
+    assert!(done.stderr.contains("error: cannot reach `[fe80::1%lo]:1`\n"), "{}", done.told());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Where to launch or connect: `[scheme://][[user][:password]@]host[:port]`.
 //!
-//! The grammar is that of distant 0.20, so every destination that works there means the same here.
-//! Nothing is resolved and no default is filled in: that belongs to whoever handles the scheme.
+//! The grammar is that of distant 0.20, so every destination that works there means the same here;
+//! beyond it a name may have `_`, as aliases of ssh and containers do, and an address a zone. Nothing is resolved and no default is filled in: that belongs to whoever handles the scheme.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -22,7 +22,7 @@ pub struct Destination {
     pub user: Option<String>,
     /// The rest of the text before the first `@`. For `distant://` it is the server's key.
     pub password: Option<Secret>,
-    /// A name, an IPv4 address, or an IPv6 address without brackets.
+    /// A name, an IPv4 address, or an IPv6 address without brackets, which may have a zone behind `%`.
     pub host: String,
     /// The port, if one was given.
     pub port: Option<u16>,
@@ -38,7 +38,10 @@ pub enum DestinationError {
     /// The text before `://` has a character that no scheme has.
     #[error("`{0}` is no scheme: letters, digits, `+`, `.` and `-` make one")]
     Scheme(String),
-    /// There is no host, or it is no name and no address.
+    /// There is no host.
+    #[error("there is no host in it")]
+    NoHost,
+    /// The host is no name and no address.
     #[error("`{host}` is no host name or address: {reason}")]
     Host {
         /// What stands where the host should.
@@ -173,13 +176,21 @@ fn parse_address(address: &str) -> Result<(String, Option<u16>), DestinationErro
 }
 
 fn parse_ipv6(host: &str) -> Result<String, DestinationError> {
-    match host.parse::<Ipv6Addr>() {
-        Ok(address) => Ok(address.to_string()),
-        Err(_) => Err(DestinationError::Host {
-            host: host.to_owned(),
-            reason: "with more than one `:` it must be an IPv6 address",
-        }),
+    let broken = |reason| DestinationError::Host { host: host.to_owned(), reason };
+    let (address, zone) = match host.split_once('%') {
+        // Where `%` has a meaning of its own it is written `%25` (RFC 6874).
+        Some((address, zone)) => (address, Some(zone.strip_prefix("25").unwrap_or(zone))),
+        None => (host, None),
+    };
+    let address = address
+        .parse::<Ipv6Addr>()
+        .map_err(|_| broken("with more than one `:` it must be an IPv6 address"))?;
+    let Some(zone) = zone else { return Ok(address.to_string()) };
+    let is_zone = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if zone.is_empty() || zone.len() > LABEL_MAX || !zone.chars().all(is_zone) {
+        return Err(broken("what follows its `%` is no network interface"));
     }
+    Ok(format!("{address}%{zone}"))
 }
 
 fn parse_port(port: &str) -> Result<u16, DestinationError> {
@@ -192,7 +203,7 @@ fn parse_port(port: &str) -> Result<u16, DestinationError> {
 fn parse_name(host: &str) -> Result<String, DestinationError> {
     let broken = |reason| Err(DestinationError::Host { host: host.to_owned(), reason });
     if host.is_empty() {
-        return broken("there is none");
+        return Err(DestinationError::NoHost);
     }
     if host.len() > HOST_MAX {
         return broken("it is longer than 253 bytes");
@@ -204,8 +215,8 @@ fn parse_name(host: &str) -> Result<String, DestinationError> {
         if label.len() > LABEL_MAX {
             return broken("a label of it is longer than 63 bytes");
         }
-        if !label.chars().all(|c| c.is_alphanumeric() || c == '-') {
-            return broken("a label has only letters, digits and `-`");
+        if !label.chars().all(|c| c.is_alphanumeric() || matches!(c, '-' | '_')) {
+            return broken("a label has only letters, digits, `-` and `_`");
         }
     }
     if host.starts_with('-') || host.ends_with('-') {
@@ -264,12 +275,33 @@ mod tests {
     }
 
     #[test]
+    fn names_with_an_underscore_and_addresses_with_a_zone_are_understood_too() {
+        check("ssh://my_box:22", "ssh - - my_box 22");
+        check("ssh://fe80::1%eth0", "ssh - - fe80::1%eth0 -");
+        check("ssh://me@[FE80::1%eth0.7]:22", "ssh me - fe80::1%eth0.7 22");
+        check("ssh://[fe80::1%25eth0]", "ssh - - fe80::1%eth0 -");
+        let it: Destination = "ssh://[fe80::1%eth0]:22".parse().unwrap();
+        assert_eq!(it.to_string().parse::<Destination>().unwrap(), it);
+        for zone in ["", "-x y", "a/b", "a$b", &"x".repeat(64)] {
+            let text = format!("fe80::1%{zone}");
+            let reason = "what follows its `%` is no network interface";
+            check(&text, &format!("`{text}` is no host name or address: {reason}"));
+        }
+        check("127.0.0.1%eth0", &label("127.0.0.1%eth0"));
+    }
+
+    fn label(host: &str) -> String {
+        let rule = "a label has only letters, digits, `-` and `_`";
+        format!("`{host}` is no host name or address: {rule}")
+    }
+
+    #[test]
     fn what_is_no_destination_is_refused_with_the_rule_it_breaks() {
         check("", "the destination is empty");
         check("sche_me://h", "`sche_me` is no scheme: letters, digits, `+`, `.` and `-` make one");
-        let label = "a label has only letters, digits and `-`";
-        check("local_host", &format!("`local_host` is no host name or address: {label}"));
-        check("h/path", &format!("`h/path` is no host name or address: {label}"));
+        check("ssh://", "there is no host in it");
+        check("local host", &label("local host"));
+        check("h/path", &label("h/path"));
         check(
             "user@name:pw@host",
             "`host` is no host name or address: \

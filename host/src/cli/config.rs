@@ -487,7 +487,7 @@ mod tests {
         check_error(
             "[client.launch]\nbind_server = 'a b'",
             "the configuration file `1.toml` is wrong in line 2: \
-             `a b` is no host name or address: a label has only letters, digits and `-`",
+             `a b` is no host name or address: a label has only letters, digits, `-` and `_`",
         );
         check_error(
             "[server.listen]\nport = true",

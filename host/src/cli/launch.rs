@@ -243,7 +243,8 @@ async fn unless_over<T>(
 /// as 0.20 managers pass it on, means an address that only its own machine knows.
 fn reachable(launched: &Secret, host: &str) -> Result<Destination, LaunchError> {
     let mut server: Destination = launched.expose().parse().map_err(|_| unexpected())?;
-    if !is_global(&server.host) {
+    // A released client could not list a name that it takes for none.
+    if !is_global(&server.host) && !host.contains(['_', '%']) {
         server.host = host.to_owned();
     }
     Ok(server)

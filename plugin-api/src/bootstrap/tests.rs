@@ -465,7 +465,6 @@ fn what_never_stops_printing_does_not_keep_a_launch_from_its_limit() {
         line: ConnectLine::parse(&line).unwrap(),
         addresses: Vec::new(),
         pid: None,
-        hello: None,
         proof: false,
         hello: None,
         watch,

@@ -304,7 +304,7 @@ async fn what_is_wrong_with_a_request_is_said_before_anything_starts() {
     let _events = manager.plugin("box", "log started");
     let client = manager.client().await;
     for (destination, options, expected) in [
-        ("box://not_a_host", "", "`not_a_host` is no host name"),
+        ("box://not a host", "", "`not a host` is no host name"),
         ("box://there", "a", "`=` is missing after the key `a`"),
         ("box://there", "pasword=x", "did you mean `password`?"),
         ("box://there", "verbose=maybe", "option `verbose` is `maybe`"),
