@@ -7,7 +7,7 @@ use std::thread;
 
 use serde_json::Value;
 
-use crate::support::{keygen, programs, Finished, Home, Manager, Sshd, HELLO};
+use crate::support::{keygen, programs, Finished, Home, Manager, Signal, Sshd, HELLO};
 
 /// The last line in JSON mode.
 #[track_caller]
@@ -57,6 +57,81 @@ fn a_port_that_closes_every_connection_is_said_to_be_unreachable() {
     assert_eq!(error["kind"], "unreachable", "{}", shown.told());
     assert_eq!(error["causes"][0], "the connection was closed before the server had said anything");
     assert_eq!(error["hint"], "check whether the server still runs there");
+}
+
+#[test]
+fn a_home_that_cannot_be_written_to_or_is_none_is_a_warning_and_no_obstacle() {
+    let home = Home::new();
+    let place = home.path("place");
+    fs::create_dir(&place).unwrap();
+    let distant = programs().distant.display();
+    let mount = |options: &str| format!("mount -t tmpfs -o {options} none {}", place.display());
+    let full = format!("{}; head -c 9999 /dev/zero > {}/x 2>&-", mount("size=4k"), place.display());
+    let own = format!("export HOME={}", place.display());
+    for (prepare, is_warned) in [
+        (format!("{}; {own}", mount("ro")), true),
+        (format!("{full}; {own}"), true),
+        ("export HOME=/dev/null".to_owned(), true),
+        // That of the account is taken then.
+        ("unset HOME; export XDG_CACHE_HOME=/dev/null".to_owned(), true),
+    ] {
+        let script = format!(
+            "unset XDG_CONFIG_HOME XDG_CACHE_HOME XDG_DATA_HOME; {prepare}; \
+             id=$({distant} launch manager://localhost) || exit; echo $id; \
+             {distant} spawn --connection $id -- echo hi; {distant} manager stop"
+        );
+        let done = home.program("unshare", ["--mount", "sh", "-c", &script]).run().success();
+        assert!(done.stdout.ends_with("\nhi\n"), "{prepare}: {}", done.told());
+        let warning = "warning: cannot write the cache file";
+        assert_eq!(done.stderr.contains(warning), is_warned, "{prepare}: {}", done.told());
+        assert!(done.stderr.contains("name the connection with `--connection"), "{}", done.told());
+        assert!(!done.stderr.contains("error: "), "{prepare}: {}", done.told());
+    }
+}
+
+#[test]
+fn a_result_that_nobody_can_read_is_an_error_that_says_what_is_there_now() {
+    let home = Home::new();
+    let _manager = Manager::start(&home);
+    let distant = programs().distant.display();
+    let script = format!("{distant} launch manager://localhost > /dev/full");
+    let refused = home.program("sh", ["-c", &script]).run().code(1);
+    let start = "error: cannot write to standard output\n";
+    assert!(refused.stderr.starts_with(start), "{}", refused.told());
+    let mend = refused.stderr.split('`').nth(1).unwrap().to_owned();
+    assert!(mend.starts_with("distant manager kill "), "{}", refused.told());
+    home.ours(mend.split(' ').skip(1)).run().success();
+    // Help that is cut off is none.
+    let script = format!("set -o pipefail; {distant} launch --help | head -n 1");
+    let help = home.program("bash", ["-c", &script]).run();
+    assert_eq!(help.stderr, "", "{}", help.told());
+}
+
+#[test]
+fn a_socket_that_is_none_and_a_connection_that_is_none_are_said_to_be() {
+    let home = Home::new();
+    let refused = |args: &[&str], said: &[&str]| {
+        let shown = home.ours(args).run().code(1);
+        said.iter().for_each(|said| assert!(shown.stderr.contains(said), "{}", shown.told()));
+        shown
+    };
+    let list = ["manager", "list", "--unix-socket"];
+    let file = home.write("file", "").display().to_string();
+    let shown = refused(&[&list[..], &[&file]].concat(), &["caused by: it is no socket\n"]);
+    assert!(!shown.stderr.contains("hint"), "{}", shown.told());
+    let long = home.path("x".repeat(120)).display().to_string();
+    let said =
+        ["caused by: the path of a socket has 107 bytes at most\n", "hint: name a shorter one"];
+    refused(&[&list[..], &[&long]].concat(), &said);
+
+    refused(&["manager", "select", "7"], &["no manager is running"]);
+    let _manager = Manager::start(&home);
+    let said =
+        ["error: there is no connection 7 to select\n", "hint: `distant manager list` shows"];
+    refused(&["manager", "select", "7"], &said);
+    let id = home.ours(["launch", "manager://localhost"]).run().id().to_string();
+    let quiet = home.ours(["manager", "select", &id, "--format=json"]).run().success();
+    assert_eq!((&*quiet.stdout, &*quiet.stderr), ("", ""), "{}", quiet.told());
 }
 
 #[test]
@@ -130,4 +205,22 @@ fn a_server_that_asks_nothing_is_tried_once() {
         let tries = refused.stderr.matches("the server's questions: not accepted").count();
         assert_eq!(tries, 1, "{}", refused.told());
     }
+}
+
+#[test]
+fn the_help_says_the_exit_codes_and_they_are_true() {
+    let home = Home::new();
+    let help = home.ours(["--help"]).run().success();
+    let codes = "0 done, 1 failed, 2 the command line cannot be read, 130 interrupted";
+    assert!(help.stdout.contains(codes), "{}", help.told());
+    home.ours(["manager", "list"]).run().code(1);
+    home.ours(["lanch"]).run().code(2);
+    let manager = Manager::start(&home);
+    let mute = home.mute();
+    let launch = home.ours(["launch", "manager://localhost", "--distant", &mute]).start();
+    manager.wait_for_mute();
+    launch.signal(Signal::INT);
+    launch.finish().code(130);
+    home.ours(["launch", "manager://localhost"]).run().id();
+    home.ours(["spawn", "--", "sh", "-c", "exit 7"]).run().code(7);
 }

@@ -16,13 +16,23 @@ use crate::paths;
 
 /// Operate on a remote computer through file and process manipulation
 #[derive(Debug, Parser)]
-#[command(name = "distant", version = "0.20.0", max_term_width = 100)]
+#[command(
+    name = "distant",
+    version = "0.20.0",
+    max_term_width = 100,
+    after_help = EXIT_CODES
+)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) common: Common,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
+
+/// The README has the same table.
+const EXIT_CODES: &str = "\
+Exit codes: 0 done, 1 failed, 2 the command line cannot be read, 130 interrupted (Ctrl-C).
+`distant spawn` ends with the code of the command that it ran.";
 
 /// What every command takes.
 #[derive(Debug, Clone, Default, Args)]

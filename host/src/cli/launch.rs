@@ -294,10 +294,13 @@ pub(crate) fn report(
             .terminal
             .warn(&format!("{}; name the connection with `--connection {id}`", error.one_line()));
     }
-    match context.terminal.format() {
+    let printed = match context.terminal.format() {
         Format::Shell => context.terminal.line(&id.to_string()),
         Format::Json => context.terminal.json(&Line { id, r#type: what }),
-    }
+    };
+    printed.map_err(|error| {
+        error.with_hint(format!("the connection is there: `distant manager kill {id}` ends it"))
+    })
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use super::cache::Cache;
 use super::launch::attend;
 use super::manager_client::{unexpected, ManagerClient, Missing};
 use super::person::Person;
-use super::terminal::sanitise;
+use super::terminal::{sanitise, Terminal};
 use super::timings::Trace;
 use super::{elsewhere, listen, Context, Failure};
 use crate::wire::message::{ConnectionInfo, ConnectionList, ManagerRequest, ManagerResponse};
@@ -224,11 +224,24 @@ impl std::fmt::Display for Table {
 
 fn select(arguments: &Select, context: &Context) -> Result<ExitCode, Failure> {
     let mut cache = Cache::read(&arguments.cache.cache);
+    let network = context.manager_network(&arguments.network);
     if let Some(id) = arguments.connection {
+        // With an id there is nothing to ask, so in JSON format nothing is said either.
+        let silent = Terminal::new(Format::Shell);
+        let listed = context.run(async {
+            let mut person = Person::new(&silent);
+            let missing = Missing::Fail;
+            let manager = ManagerClient::connect(context, &network, missing, &mut person).await?;
+            Ok(list(&manager).await?.0)
+        })?;
+        if !listed.contains_key(&id) {
+            let message = format!("there is no connection {id} to select");
+            let error = LaunchError::new(ErrorKind::InvalidOption, message);
+            return Err(error.with_hint("`distant manager list` shows the connections").into());
+        }
         cache.select(id)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let network = context.manager_network(&arguments.network);
     context.run(async {
         let mut person = Person::new(&context.terminal);
         let manager = ManagerClient::connect(context, &network, Missing::Fail, &mut person).await?;

@@ -3,8 +3,9 @@
 //! Whoever names a socket means that one. Otherwise the user's own manager comes first and then
 //! the one for everybody; a command that needs a manager to do its work starts the user's own.
 
+use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -23,6 +24,9 @@ use crate::wire::message::{
     Authentication, AuthenticationResponse, ClientExtension, ManagerExtension, ManagerRequest,
     ManagerResponse, EXTENSION,
 };
+
+/// Bytes of a socket's path: what the system's address holds, without the NUL at its end.
+const SOCKET_PATH_MAX: usize = 107;
 
 /// A connection to the manager. Dropping it cancels every launch that it waits for.
 pub(crate) struct ManagerClient {
@@ -219,12 +223,15 @@ async fn find(
             Absent::Denied(reason) => unusable(&path, &reason),
             Absent::Nobody(reason) => {
                 let message = format!("no manager listens on `{}`", path.display());
-                LaunchError::new(ErrorKind::Unreachable, message).because(&reason).with_hint(
-                    format!(
-                        "start one with `distant manager listen --daemon --unix-socket {}`",
-                        path.display()
-                    ),
-                )
+                let error = LaunchError::new(ErrorKind::Unreachable, message);
+                let is_other = |it: fs::Metadata| !it.file_type().is_socket();
+                if path.metadata().is_ok_and(is_other) {
+                    return error.caused_by("it is no socket");
+                }
+                error.because(&reason).with_hint(format!(
+                    "start one with `distant manager listen --daemon --unix-socket {}`",
+                    path.display()
+                ))
             }
         });
     }
@@ -311,7 +318,13 @@ fn absent(path: &Path, error: io::Error) -> Absent {
 
 fn unusable(path: &Path, error: &dyn std::error::Error) -> LaunchError {
     let message = format!("the manager on `{}` cannot be used", path.display());
-    LaunchError::new(ErrorKind::Unreachable, message).because(error)
+    let unusable = LaunchError::new(ErrorKind::Unreachable, message);
+    if path.as_os_str().len() > SOCKET_PATH_MAX {
+        return unusable
+            .caused_by(format!("the path of a socket has {SOCKET_PATH_MAX} bytes at most"))
+            .with_hint("name a shorter one with `--unix-socket`, or in `$XDG_RUNTIME_DIR`");
+    }
+    unusable.because(error)
 }
 
 /// Starts the user's own manager, and connects to it or to one that somebody else has started
