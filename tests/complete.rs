@@ -162,6 +162,9 @@ fn fish_completes_commands_schemes_plugins_and_options() {
         ("distant plugin use ssh=lib", &["ssh=libssh"]),
         ("distant plugin add ./some-", &["./some-where/"]),
         ("distant launch --format=j", &["--format=json"]),
+        ("distant launch ssh://box --distant-upload ne", &["never"]),
+        ("distant launch ssh://box --distant-upload ./some-", &["./some-where/"]),
+        ("distant launch ssh://box --options distant.upload=au", &["distant.upload=auto"]),
     ] {
         let mut offered = fish(&home, line);
         offered.sort();

@@ -263,7 +263,8 @@ impl<'a> Login<'a> {
     /// Shows the person what `ssh` had to say meanwhile, such as the server's banner.
     fn show(&self, shown: &mut usize) -> Result<(), LaunchError> {
         let text = self.words().since(shown);
-        match text.is_empty() {
+        // Another login for a further command has the same banner.
+        match text.is_empty() || *lock(&self.outcome) == Outcome::LoggedIn {
             true => Ok(()),
             false => self.caller.notice(LogLevel::Info, text),
         }

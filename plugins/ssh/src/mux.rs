@@ -39,6 +39,12 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// How long the server may take to run a command or to connect to somewhere.
 const OPEN_LIMIT: Duration = Duration::from_secs(15);
 
+/// After how long a further command is tried again. A server that allows one session at a time forgets
+/// the last one when it has taken in all that came with its end, and the next one may be among
+/// that; or when its process is reaped, which may be a moment after its output has ended.
+const AGAIN: [Duration; 3] =
+    [Duration::ZERO, Duration::from_millis(50), Duration::from_millis(200)];
+
 type Ending = Arc<Mutex<Option<String>>>;
 
 enum Order {
@@ -143,12 +149,15 @@ impl Mux {
     /// The server does not let us.
     pub fn exec(&self, command: &str) -> Result<Running, LaunchError> {
         let is_first = !self.has_run.swap(true, Ordering::Relaxed);
-        match self.run(command) {
-            // One that allows a single session forgets the last one only when it has taken in all
-            // that came with its end, and this was among it. Its answer says that it has.
-            Err(_) if !is_first && !self.guard.is_late() => self.run(command),
-            outcome => outcome,
+        let mut outcome = self.run(command);
+        for pause in AGAIN.into_iter().filter(|_| !is_first) {
+            if outcome.is_ok() || self.guard.is_late() {
+                break;
+            }
+            thread::sleep(pause);
+            outcome = self.run(command);
         }
+        outcome
     }
 
     fn run(&self, command: &str) -> Result<Running, LaunchError> {
