@@ -49,8 +49,12 @@ impl<'a> Realm<'a> {
         let lines = "GSSAPIAuthentication yes\nGSSAPIStrictAcceptorCheck no\n\
                      PasswordAuthentication no\nKbdInteractiveAuthentication no";
         let at = |name: &str| self.home.path("realm").join(name).display().to_string();
-        let variables =
-            [format!("KRB5_CONFIG={}", at("krb5.conf")), format!("KRB5_KTNAME={}", at("keytab"))];
+        // What it would remember of tickets goes to a place for all, and would stay there.
+        let variables = [
+            format!("KRB5_CONFIG={}", at("krb5.conf")),
+            format!("KRB5_KTNAME={}", at("keytab")),
+            "KRB5RCACHENAME=none:".to_owned(),
+        ];
         let sshd = Sshd::within(self.home, lines, &variables);
         sshd.make_known(self.home);
         self.home.write(".ssh/config", "Host *\n  GSSAPIAuthentication yes\n");
