@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::login::answer;
-use crate::support::{eventually, keygen, repository, Home, Invocation, Manager, Signal, Sshd};
+use crate::support::{
+    eventually, keygen, repository, Home, Invocation, Manager, Signal, Sshd, HELLO,
+};
 
 /// The stub of a token, as the middleware of a home's ssh configuration.
 pub(super) struct TokenStub<'a> {
@@ -67,6 +69,16 @@ fn a_stub_of_a_token_is_to_be_touched_and_the_launch_waits_for_that() {
     touch.write_all(b"!").unwrap();
     launch.finish().id();
     assert!(sshd.log().contains("Accepted publickey for root"), "{}", sshd.log());
+    // An editor is told as well.
+    let mut editor = with_key(&sshd, &home, &key).arg("--format=json").start();
+    editor.say(HELLO.trim_end());
+    eventually("the line", || {
+        let told = editor.told();
+        let line = "{\"type\":\"auth_info\",\"text\":\"Confirm user presence for key ED25519-SK";
+        told.contains(line).then_some(())
+    });
+    touch.write_all(b"!").unwrap();
+    assert!(editor.finish().success().stdout.contains("\"type\":\"launched\""));
     assert!(sshd.log().contains("ED25519-SK SHA256:"), "{}", sshd.log());
 }
 

@@ -18,6 +18,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::arguments::Format;
+use crate::wire::message::Authentication;
 
 /// How often the spinner turns.
 const TICK: Duration = Duration::from_millis(100);
@@ -122,10 +123,15 @@ impl Terminal {
         self.say(&format!("warning: {}", indent(sanitise(text).trim_end())));
     }
 
-    /// Shows what a plugin wants the person to read; JSON format has no place for it.
+    /// Shows what a plugin wants the person to read. In JSON format it is a line of the kind that a
+    /// released program has for it, and that its editors know.
     pub(crate) fn notice(&self, notice: &Notice) {
-        if self.format == Format::Shell {
-            self.say(sanitise(&notice.text).trim_end());
+        match self.format {
+            Format::Shell => self.say(sanitise(&notice.text).trim_end()),
+            // It fails where the result will, too.
+            Format::Json => {
+                let _ = self.json(&Authentication::Info { text: notice.text.clone() });
+            }
         }
     }
 
