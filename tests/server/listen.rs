@@ -4,7 +4,7 @@ use std::io::Read;
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use distant_plugin_api::connect_line::{parse_detached_line, ConnectLine};
+use distant_plugin_api::connect_line::{parse_detached_line, ConnectLine, HELLO_LINE};
 use serde_json::json;
 
 use super::Client;
@@ -16,6 +16,7 @@ const LISTEN: [&str; 4] = ["server", "listen", "--host", "127.0.0.1"];
 fn shape(stdout: &str) -> String {
     let lines = stdout.split('\n').map(|line| match ConnectLine::parse(line) {
         Some(line) => format!("LINE@{}", line.address.ip()),
+        None if line.starts_with(HELLO_LINE) => "HELLO".to_owned(),
         None => match parse_detached_line(line) {
             Some(_) => "DETACHED".to_owned(),
             None => line.to_owned(),
@@ -43,7 +44,7 @@ fn the_connect_line_has_the_bytes_of_the_released_server() {
     check(&["--host", "::1"], "\r\nLINE@::1\n\r\n");
     check(&["--host", "localhost", "--port", "0"], "\r\nLINE@127.0.0.1\n\r\n");
     let launched = home.ours(LISTEN).arg("--shutdown=lonely=0.1").env("DISTANT_LAUNCH", "1");
-    let expected = "\r\nLINE@127.0.0.1\ndistant-server proof=1\n\r\n";
+    let expected = "\r\nHELLO\nLINE@127.0.0.1\ndistant-server proof=1\n\r\n";
     assert_eq!(shape(&launched.run().success().stdout), expected);
 }
 
