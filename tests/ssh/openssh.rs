@@ -139,6 +139,18 @@ fn a_command_that_knows_hosts_is_run_and_nothing_else_is_said_of_it() {
 }
 
 #[test]
+fn what_is_configured_for_hosts_that_run_no_command_is_undone() {
+    let home = Home::new();
+    let _manager = Manager::start(&home);
+    let sshd = Sshd::start(&home);
+    let more = "  ForkAfterAuthentication yes\n  StdinNull yes\n  SessionType none\n  \
+                RequestTTY force\n  RemoteCommand false\n";
+    home.write(".ssh/config", block(&home, "box", &sshd) + more);
+    launch(&home, "ssh://box", "").run().id();
+    assert_eq!(home.ours(["spawn", "--", "echo", "hi"]).run().success().stdout, "hi\n");
+}
+
+#[test]
 fn no_answer_to_ssh_is_anywhere_but_in_pipes() {
     let home = Home::new();
     let _manager = Manager::start(&home);

@@ -37,6 +37,7 @@ impl Arguments {
             common.extend(["-o".into(), format!("{name}={value}").into()]);
         };
         set("ConnectTimeout", &settings.connect_limit.as_secs().max(1).to_string());
+        settings.undone.iter().for_each(|(name, value)| set(name, value));
         let options = &request.options;
         if options.get("user_known_hosts_files").is_some() {
             let files = settings.known_hosts.iter().map(|file| quoted(file));

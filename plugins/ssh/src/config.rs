@@ -75,6 +75,8 @@ pub struct Settings {
     pub has_card: bool,
     /// Whether `ssh` processes are to share connections.
     pub is_shared: bool,
+    /// What would keep `ssh` from running a command to its end, with the values that do not.
+    pub undone: Vec<(&'static str, &'static str)>,
 }
 
 /// What `StrictHostKeyChecking` says.
@@ -340,6 +342,12 @@ impl Settings {
                  say what it means",
             ),
         ];
+        // Only of those that are named: an older `ssh` does not know them.
+        let undone =
+            [("forkafterauthentication", "no"), ("sessiontype", "default"), ("stdinnull", "no")];
+        let is_otherwise = |(key, usual): &(&'static str, &str)| {
+            one(key).is_some_and(|value| !value.eq_ignore_ascii_case(usual))
+        };
         let timeout = one("connecttimeout").and_then(|it| it.parse().ok()).filter(|it| *it > 0);
         Self {
             given: host.to_owned(),
@@ -376,6 +384,7 @@ impl Settings {
             family: one("addressfamily").unwrap_or("any").to_owned(),
             bind: one("bindaddress").and_then(|address| address.parse().ok()),
             has_card: is_set("pkcs11provider"),
+            undone: undone.into_iter().filter(is_otherwise).collect(),
             is_shared: one("controlpath").is_some_and(|path| !path.eq_ignore_ascii_case("none")),
         }
     }
