@@ -1,7 +1,8 @@
 //! Where to launch or connect: `[scheme://][[user][:password]@]host[:port]`.
 //!
 //! The grammar is that of distant 0.20, so every destination that works there means the same here;
-//! beyond it a name may have `_`, as aliases of ssh and containers do, and an address a zone. Nothing is resolved and no default is filled in: that belongs to whoever handles the scheme.
+//! beyond it a name may have `_`, as aliases of ssh and containers do, and an address a zone.
+//! Nothing is resolved and no default is filled in: that belongs to whoever handles the scheme.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -91,10 +92,12 @@ impl Destination {
         if self.user.is_some() || password.is_some() {
             f.write_char('@')?;
         }
+        // Else a zone that begins like this would be read as another one.
+        let host = self.host.replace("%25", "%2525");
         match self.port {
-            Some(port) if self.host.contains(':') => write!(f, "[{}]:{port}", self.host),
-            Some(port) => write!(f, "{}:{port}", self.host),
-            None => f.write_str(&self.host),
+            Some(port) if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Some(port) => write!(f, "{host}:{port}"),
+            None => f.write_str(&host),
         }
     }
 }
@@ -179,7 +182,10 @@ fn parse_ipv6(host: &str) -> Result<String, DestinationError> {
     let broken = |reason| DestinationError::Host { host: host.to_owned(), reason };
     let (address, zone) = match host.split_once('%') {
         // Where `%` has a meaning of its own it is written `%25` (RFC 6874).
-        Some((address, zone)) => (address, Some(zone.strip_prefix("25").unwrap_or(zone))),
+        Some((address, zone)) => {
+            let written = zone.strip_prefix("25").filter(|rest| !rest.is_empty());
+            (address, Some(written.unwrap_or(zone)))
+        }
         None => (host, None),
     };
     let address = address
@@ -280,8 +286,13 @@ mod tests {
         check("ssh://fe80::1%eth0", "ssh - - fe80::1%eth0 -");
         check("ssh://me@[FE80::1%eth0.7]:22", "ssh me - fe80::1%eth0.7 22");
         check("ssh://[fe80::1%25eth0]", "ssh - - fe80::1%eth0 -");
-        let it: Destination = "ssh://[fe80::1%eth0]:22".parse().unwrap();
-        assert_eq!(it.to_string().parse::<Destination>().unwrap(), it);
+        // Interfaces have numbers, too.
+        check("ssh://fe80::1%25", "ssh - - fe80::1%25 -");
+        check("ssh://[fe80::1%25256]", "ssh - - fe80::1%256 -");
+        for text in ["[fe80::1%eth0]:22", "fe80::1%25", "[fe80::1%25256]:22", "fe80::1%2525"] {
+            let it: Destination = text.parse().unwrap();
+            assert_eq!(it.expose().expose().parse::<Destination>().unwrap(), it, "{text}");
+        }
         for zone in ["", "-x y", "a/b", "a$b", &"x".repeat(64)] {
             let text = format!("fe80::1%{zone}");
             let reason = "what follows its `%` is no network interface";
