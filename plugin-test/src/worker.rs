@@ -6,6 +6,7 @@
 #![allow(clippy::disallowed_methods, reason = "a worker gets the environment without `LD_*`")]
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -19,7 +20,7 @@ use distant_plugin_api::message::{
 };
 use distant_plugin_api::Manifest;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
-use rustix::process::{kill_process, pidfd_open, Pid, PidfdFlags, Signal};
+use rustix::process::{pidfd_open, pidfd_send_signal, Pid, PidfdFlags, Signal};
 
 use crate::script::Ending;
 use crate::{attached, Kit};
@@ -141,7 +142,7 @@ impl Worker {
     }
 
     /// What it started and is still there; nothing once `limit` has shown that all is gone.
-    pub(crate) fn left(&self, limit: Duration) -> Vec<(Pid, String)> {
+    pub(crate) fn left(&self, limit: Duration) -> Vec<(OwnedFd, String)> {
         let end = Instant::now() + limit;
         loop {
             let left = marked(&self.mark);
@@ -163,9 +164,9 @@ impl Drop for Worker {
             if left.is_empty() {
                 break;
             }
-            for (pid, _) in left {
+            for (process, _) in left {
                 // It may have ended by itself meanwhile.
-                let _ = kill_process(pid, Signal::KILL);
+                let _ = pidfd_send_signal(process, Signal::KILL);
             }
         }
         if let Some(child) = &mut self.child {
@@ -196,15 +197,17 @@ impl Drop for Attached {
 }
 
 /// The processes whose environment holds this, with their command lines.
-fn marked(mark: &str) -> Vec<(Pid, String)> {
+fn marked(mark: &str) -> Vec<(OwnedFd, String)> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     let found = entries.flatten().filter_map(|entry| {
-        let number: i32 = entry.file_name().to_str()?.parse().ok()?;
+        let number = entry.file_name().to_str()?.parse().ok()?;
+        // Before it is looked at, so that what is killed is no other one with its number.
+        let process = pidfd_open(Pid::from_raw(number)?, PidfdFlags::empty()).ok()?;
         let environment = std::fs::read(entry.path().join("environ")).ok()?;
         let is_it = environment.split(|byte| *byte == 0).any(|it| it == mark.as_bytes());
         let words = std::fs::read(entry.path().join("cmdline")).ok()?;
         let words = String::from_utf8_lossy(&words).replace('\0', " ");
-        Some((Pid::from_raw(number)?, short(words.trim()))).filter(|_| is_it)
+        is_it.then(|| (process, short(words.trim())))
     });
     found.collect()
 }
