@@ -51,8 +51,9 @@ pub trait Remote: Sync {
         Err(LaunchError::new(ErrorKind::PortUnreachable, message))
     }
 
-    /// Brings a file of this machine to `to`, a path there in a folder that is there, for which this
-    /// knows a better way than the standard input of a command. `caller` can be told the progress, and
+    /// Brings a file of this machine to `to`, for which this knows a better way than the standard input
+    /// of a command: an absolute path in a folder that is there, in the words of that machine, which
+    /// may have blanks and whatever else means something to a shell. `caller` can be told the progress, and
     /// knows when nobody wants it any more.
     ///
     /// `None`, the default, is for those who know none: then [`Remote::exec`] brings it. Whatever is

@@ -163,6 +163,12 @@ fn changed(program: &Upload) -> LaunchError {
     LaunchError::new(ErrorKind::Other, message).with_hint("launch again")
 }
 
+/// Whether a plugin may take this for a path there, and nobody takes it for a flag: the other machine
+/// says it.
+fn is_path(text: &str) -> bool {
+    text.starts_with('/') && !text.contains(char::is_control)
+}
+
 /// What the command has said.
 #[derive(Default)]
 struct Heard {
@@ -272,7 +278,8 @@ impl Transfer<'_> {
             let heard = &mut self.heard;
             match verb {
                 "begin" => heard.begun = true,
-                "ready" => heard.ready = Some(rest.to_owned()),
+                "ready" if is_path(rest) => heard.ready = Some(rest.to_owned()),
+                "ready" => heard.failed = Some("folder".to_owned()),
                 "done" => heard.done = true,
                 "machine" => heard.machine = Some(shown(rest, WORD_MAX)),
                 "failed" => heard.failed = Some(shown(rest, WORD_MAX)),

@@ -229,6 +229,19 @@ fn a_folder_that_cannot_be_made_is_named() {
 }
 
 #[test]
+fn a_plugin_is_given_no_flag_for_the_path_that_it_brings_the_program_to() {
+    for said in ["--rm", "none/there", "", "/tmp/\u{1b}[2J"] {
+        let there = Counted::that(move |shell, command| {
+            shell.exec(&command.replace("ready $t", &format!("ready {said}"))).unwrap()
+        });
+        let there = Counted { copies: true, ..there };
+        let file = there.shell.server("distant", 4242);
+        let said = fails(&there, program(&file), ErrorKind::ServerNotFound);
+        assert!(said.starts_with("no program can be put on `box`"), "{said}");
+    }
+}
+
+#[test]
 fn a_program_that_does_not_run_there_is_not_kept() {
     let there = Counted::new("/bin/sh");
     let text = "#!/bin/sh\necho version GLIBC_9.9 not found >&2\nexit 1\n";
