@@ -199,10 +199,22 @@ fn sweep(parent: &Path, own: u32) {
         let maker = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next());
         let Some(maker) = maker.and_then(|maker| maker.parse::<u32>().ok()) else { continue };
         let is_own = entry.metadata().is_ok_and(|it| it.is_dir() && it.uid() == own);
-        if is_own && !Path::new(&format!("/proc/{maker}")).exists() {
+        if is_own && !is_in_use(&entry.path(), maker) {
             // Another launch may be doing the same.
             let _ = fs::remove_dir_all(entry.path());
         }
+    }
+}
+
+/// Whether the launch that has made a folder goes on. Its process tells only until the pipe is there:
+/// a number may be another's by now, and one of another container is not seen here.
+fn is_in_use(folder: &Path, maker: u32) -> bool {
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    match rustix::fs::open(folder.join("questions"), flags, Mode::empty()) {
+        Ok(_) => true,
+        // Nobody has it open for reading.
+        Err(Errno::NXIO) => false,
+        Err(_) => Path::new(&format!("/proc/{maker}")).exists(),
     }
 }
 
@@ -372,11 +384,22 @@ mod tests {
         let gone = parent.path().join(format!("{PREFIX}{}-x", ended.id()));
         let kept = parent.path().join(format!("{PREFIX}{}-x", std::process::id()));
         ended.wait().unwrap();
-        for folder in [&gone, &kept] {
+        // One of another container, and one whose number is another's by now.
+        let elsewhere = parent.path().join(format!("{PREFIX}{}-y", ended.id()));
+        let reused = parent.path().join(format!("{PREFIX}{}-y", std::process::id()));
+        for folder in [&gone, &kept, &elsewhere, &reused] {
             fs::create_dir(folder).unwrap();
             fs::write(folder.join("askpass"), "").unwrap();
         }
+        let pipe = |folder: &Path| {
+            let path = folder.join("questions");
+            rustix::fs::mkfifoat(rustix::fs::CWD, &path, Mode::RUSR | Mode::WUSR).unwrap();
+            open_both(&path).unwrap()
+        };
+        let _open = pipe(&elsewhere);
+        drop(pipe(&reused));
         sweep(parent.path(), own);
         assert!(!gone.exists() && kept.exists());
+        assert!(elsewhere.exists() && !reused.exists());
     }
 }
