@@ -224,3 +224,42 @@ fn the_help_says_the_exit_codes_and_they_are_true() {
     home.ours(["launch", "manager://localhost"]).run().id();
     home.ours(["spawn", "--", "sh", "-c", "exit 7"]).run().code(7);
 }
+
+#[test]
+fn a_host_that_is_none_and_a_closed_port_come_with_what_to_look_at() {
+    let home = Home::new();
+    let _manager = Manager::start(&home);
+    for backend in ["ssh2", "libssh"] {
+        let launch = |to: &str| {
+            let backend = format!("backend={backend}");
+            home.ours(["launch", to, "--options", &backend]).run().code(1)
+        };
+        let none = launch("no-such-host.invalid");
+        assert!(none.stderr.starts_with("error: there is no host `no-such-host.invalid`\n"));
+        assert!(
+            none.stderr.contains("\nhint: check how it is spelt; an alias "),
+            "{}",
+            none.told()
+        );
+        let closed = launch("ssh://[::1]:1");
+        assert!(closed.stderr.starts_with("error: cannot reach `[::1]:1`\n"), "{}", closed.told());
+        assert!(
+            closed.stderr.contains("\nhint: is the host up, and does an "),
+            "{}",
+            closed.told()
+        );
+    }
+}
+
+#[test]
+fn a_scheme_whose_plugin_is_broken_names_the_command_that_says_what_mends_it() {
+    let home = Home::new();
+    let _manager = Manager::start(&home);
+    let file = home.script("data/distant/plugins/distant-plugin-hello", "#!/bin/sh\n");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o757)).unwrap();
+    let refused = home.ours(["launch", "hello://x"]).run().code(1);
+    let hint = "\nhint: `distant plugin doctor hello` says what mends it; the schemes there are: ";
+    assert!(refused.stderr.contains(hint), "{}", refused.told());
+    let doctor = home.ours(["plugin", "doctor", "hello"]).run().code(1);
+    assert!(doctor.stdout.contains("chmod go-w"), "{}", doctor.told());
+}

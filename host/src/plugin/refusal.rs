@@ -98,10 +98,17 @@ fn unknown_scheme(found: &[Found], scheme: &str, config: &Path, folders: &[Folde
     let question = nearest.map(|it| format!("; did you mean `{it}`?")).unwrap_or_default();
     let message = format!("no plugin serves the scheme `{scheme}`{question}");
     // One of these might have served it.
-    let broken = selectable().filter_map(|it| {
-        let complaint = it.outcome.as_ref()?.as_ref().err()?;
-        Some(format!("plugin `{}` cannot be used: {}", it.candidate.name, complaint.reason))
-    });
+    let broken = || {
+        selectable()
+            .filter_map(|it| Some((&it.candidate.name, it.outcome.as_ref()?.as_ref().err()?)))
+    };
+    let doctor = match (broken().next(), broken().nth(1)) {
+        (Some((name, _)), None) => format!("`distant plugin doctor {name}` says what mends it; "),
+        (Some(_), Some(_)) => "`distant plugin doctor` says what mends them; ".to_owned(),
+        (None, _) => String::new(),
+    };
+    let broken = broken()
+        .map(|(name, complaint)| format!("plugin `{name}` cannot be used: {}", complaint.reason));
     // Nobody has asked them.
     let disabled = found.iter().filter(|it| !it.candidate.rules.is_enabled());
     let disabled = disabled.map(|it| disabled_line(&it.candidate.name, config));
@@ -109,7 +116,10 @@ fn unknown_scheme(found: &[Found], scheme: &str, config: &Path, folders: &[Folde
     broken
         .chain(disabled)
         .fold(LaunchError::new(ErrorKind::InvalidOption, message), LaunchError::caused_by)
-        .with_hint(format!("the schemes there are: {served}; searched {}", searched(folders)))
+        .with_hint(format!(
+            "{doctor}the schemes there are: {served}; searched {}",
+            searched(folders)
+        ))
 }
 
 fn disabled_line(name: &str, config: &Path) -> String {

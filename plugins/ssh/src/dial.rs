@@ -59,7 +59,8 @@ pub fn dial(settings: &Settings, caller: &Caller) -> Result<(OwnedFd, SocketAddr
                 }
                 None if open.is_empty() => {
                     let message = format!("cannot reach `{place}`");
-                    let error = LaunchError::new(ErrorKind::Unreachable, message);
+                    let error = LaunchError::new(ErrorKind::Unreachable, message)
+                        .with_hint("is the host up, and does an ssh server listen at that port?");
                     return Err(failures.into_iter().fold(error, LaunchError::caused_by));
                 }
                 None => {}
@@ -105,7 +106,9 @@ fn lookup(
     let message = format!("there is no host `{}`", settings.host);
     match result.try_recv() {
         Ok(Ok(addresses)) => Ok(addresses),
-        Ok(Err(error)) => Err(LaunchError::new(ErrorKind::Unresolved, message).because(&error)),
+        Ok(Err(error)) => Err(LaunchError::new(ErrorKind::Unresolved, message)
+            .because(&error)
+            .with_hint("check how it is spelt; an alias has to be in your ssh configuration")),
         Err(_) => Err(LaunchError::new(ErrorKind::TimedOut, message)
             .caused_by("the name lookup did not end in time")),
     }

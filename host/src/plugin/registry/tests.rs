@@ -144,7 +144,8 @@ async fn a_scheme_that_nobody_serves_is_told_with_the_nearest() {
         resolved(&place, "docker", None).await,
         format!(
             "no plugin serves the scheme `docker`: plugin `docker` cannot be used: it \
-             exited with status 3 before answering {hint}"
+             exited with status 3 before answering {}",
+            hint.replace("| ", "| `distant plugin doctor docker` says what mends it; ")
         )
     );
 }
