@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 
 use super::{built, cargo, conforms, install, kill_worker, over_there, refused};
 use crate::support::{
-    eventually, programs, Finished, Home, Invocation, Manager, Running, Signal, PATIENCE,
+    eventually, peer, programs, Finished, Home, Invocation, Manager, Running, Signal, PATIENCE,
 };
 
 /// Makes one test for each engine of each body.
@@ -226,6 +226,27 @@ each_engine! {
         assert!(containers.has_server("net"));
         home.ours(["manager", "kill", &id]).run().success();
         containers.assert_no_server("net");
+    }
+
+    fn docker_brings_a_program_into_a_container_once(engine: Engine) {
+        let home = home();
+        let containers = Containers::new(&home, engine);
+        containers.start("box", "none");
+        let manager = containers.manager();
+        let released = peer().display().to_string();
+        let look = "stat -c \"%n %s %y\" \"$HOME\"/.cache/distant/bin/*";
+        let launched = [(); 2].map(|()| {
+            let words = ["--distant=/nowhere/distant", "--distant-upload", &released];
+            let id = launch(&home, "docker://box").args(&words).run().id().to_string();
+            let there = over_there(&home, &["sh", "-c", look]);
+            home.ours(["manager", "kill", &id]).run().success();
+            containers.assert_no_server("box");
+            there
+        });
+        let size = fs::metadata(peer()).unwrap().len();
+        assert!(launched[0].contains(&format!(" {size} ")), "{}", launched[0]);
+        assert_eq!((launched[0].lines().count(), &launched[0]), (1, &launched[1]));
+        manager.assert_no_offspring();
     }
 
     fn docker_says_what_is_wrong_and_leaves_nothing(engine: Engine) {
