@@ -100,6 +100,8 @@ pub(crate) fn play(kit: &Kit, launch: &Launch, script: &Script) -> Talk {
         callbacks: 0,
         questions: 0,
         verifications: 0,
+        host_keys: 0,
+        asked_on: None,
         unanswered: None,
         offers: Vec::new(),
         ending: Ending::Done,
@@ -275,6 +277,12 @@ impl Play<'_> {
     }
 
     fn answer(&mut self, ask: Ask, talk: &mut Talk) {
+        if let (AskKind::Challenge(challenge), Answers::No, 1..) =
+            (&ask.question, &self.script.answers, talk.host_keys)
+        {
+            let text = challenge.questions.first().map_or("", |it| it.text.trim());
+            talk.asked_on.get_or_insert_with(|| short(text));
+        }
         let mut answer = Answer { id: ask.id, answers: None, valid: None, cancelled: false };
         match (&ask.question, &self.script.answers) {
             (_, Answers::Nobody) => answer.cancelled = true,
@@ -299,7 +307,10 @@ impl Play<'_> {
             _ => answer.cancelled = true,
         }
         match ask.question {
-            AskKind::Verification(_) => talk.verifications += 1,
+            AskKind::Verification(it) => {
+                talk.verifications += 1;
+                talk.host_keys += usize::from(it.kind == "host");
+            }
             AskKind::Challenge(_) => talk.questions += 1,
             _ => {}
         }

@@ -51,7 +51,7 @@ pub(crate) const CASES: &[Case] = &[
         about: "a question without an answer ends it well",
         run: nobody_answers,
     },
-    Case { name: "launch.no", about: "`no` to a host key ends it well", run: no },
+    Case { name: "launch.no", about: "`no` ends it well, and to a host key at once", run: no },
     Case {
         name: "launch.odd_answers",
         about: "empty, strange and long answers are no crash",
@@ -274,6 +274,13 @@ fn no(kit: &Kit) -> Found {
     let talk = played(kit, &Script { answers: Answers::No, ..Script::default() })?;
     if talk.verifications == 0 {
         return skip("it asks no yes-or-no question");
+    }
+    if talk.host_keys == 0 {
+        // What becomes of it then is the plugin's to say.
+        return sound(&talk, talk.stayed).map(|()| None);
+    }
+    if let Some(question) = &talk.asked_on {
+        return fail(format!("after `no` it goes on, and asks `{question}`"));
     }
     let error = failure(&talk)?;
     match error.kind {

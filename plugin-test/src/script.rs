@@ -106,6 +106,10 @@ pub(crate) struct Talk {
     pub(crate) callbacks: usize,
     pub(crate) questions: usize,
     pub(crate) verifications: usize,
+    /// Those of them that were about a host key.
+    pub(crate) host_keys: usize,
+    /// What it asked although it had heard that the host key is not the right one.
+    pub(crate) asked_on: Option<String>,
     pub(crate) unanswered: Option<String>,
     pub(crate) offers: Vec<Offer>,
     pub(crate) ending: Ending,

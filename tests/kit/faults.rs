@@ -76,8 +76,25 @@ fn each_case_that_launches_finds_its_fault() {
         "fail",
         "its error is of kind `authentication`, not `host_key`",
     );
+    // Another question is the plugin's own business, but no reason to crash.
+    let own = good.replace("\"kind\":\"host\"", "\"kind\":\"user\"");
+    check(&own.replacen("fail host_key", "fail authentication", 1), "launch.no", "pass", "");
+    check(&own.replacen("fail host_key", "exit 8", 1), "launch.no", "crash", "status 8");
+    let went_on = "after `no` it goes on, and asks `Word?`";
+    // A host that is not the right one gets no password.
+    finds(
+        "'{\"type\":\"answer\",\"id\":1,'*) fail host_key ;;",
+        "'{\"type\":\"answer\",\"id\":1,'*)
+            say '{\"type\":\"ask\",\"id\":7,\"challenge\":{\"questions\":[{\"text\":\"Word? \"}]}}' ;;
+        '{\"type\":\"answer\",\"id\":7,'*) fail host_key ;;",
+        "launch.no",
+        "fail",
+        went_on,
+    );
     // It goes on although the person has said no.
-    finds("\"valid\":true'*)", "\"valid\":'*)", "launch.no", "fail", "succeeds all the same");
+    finds("\"valid\":true'*)", "\"valid\":'*)", "launch.no", "fail", went_on);
+    let offer = good.lines().find(|line| line.contains("\"offer\"")).unwrap();
+    finds("fail host_key ;;", offer, "launch.no", "fail", "succeeds all the same");
     finds("fail authentication", "exit 7", "launch.odd_answers", "crash", "status 7");
     finds(
         "fail unreachable",
