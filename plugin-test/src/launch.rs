@@ -7,7 +7,7 @@ use distant_plugin_api::message::{ErrorKind, LogLevel};
 use crate::host::play;
 use crate::report::{fail, skip, Case, Found, Status};
 use crate::script::{Answers, Decide, Ending, Host, Script, Stop, Talk};
-use crate::worker::short;
+use crate::worker::last_words;
 use crate::{Kit, Launch};
 
 /// Launches at a time.
@@ -98,8 +98,7 @@ fn sound(talk: &Talk, told: bool) -> Result<(), (Status, String)> {
     match &talk.ending {
         Ending::Nothing(_, true) if told => {}
         Ending::Nothing(text, _) => {
-            let words = talk.stderr.lines().last().map(|it| format!(": {}", short(it)));
-            return Err((Status::Crash, format!("{text}{}", words.unwrap_or_default())));
+            return Err((Status::Crash, format!("{text}{}", last_words(&talk.stderr))));
         }
         Ending::Timeout(text) => return Err((Status::Timeout, text.clone())),
         Ending::Protocol(text) | Ending::Unusable(text) => return fail(text),

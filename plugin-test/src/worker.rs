@@ -243,6 +243,12 @@ pub(crate) fn short(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(SHOWN).collect()
 }
 
+/// The last line that says something; what Rust adds to a panic is how to hear more of it.
+pub(crate) fn last_words(stderr: &str) -> String {
+    let line = stderr.lines().rfind(|it| !it.trim().is_empty() && !it.starts_with("note: "));
+    line.map(|it| format!(": {}", short(it.trim()))).unwrap_or_default()
+}
+
 /// Says how a process ended.
 pub(crate) fn described(status: ExitStatus) -> String {
     match (status.signal(), status.code()) {
@@ -272,8 +278,7 @@ pub(crate) fn greet(kit: &Kit, table: Option<&str>) -> Result<(Worker, PluginHel
         Heard::End => match worker.end(GRACE) {
             Some(status) => {
                 let words = worker.stderr.take().and_then(|it| it.join().ok()).unwrap_or_default();
-                let words = words.lines().last().map(|it| format!(": {}", short(it)));
-                let text = format!("{}{}", described(status), words.unwrap_or_default());
+                let text = format!("{}{}", described(status), last_words(&words));
                 Err(Ending::Nothing(text, false))
             }
             None => Err(Ending::Protocol("it closed its output instead of saying hello".into())),

@@ -66,7 +66,8 @@ fn a_library_built_with_panic_abort_is_named_and_takes_nobody_along() {
     let library = built("abort");
     let found = cases(&home, &library, &arguments);
     is_found(&found, "load.panic", "fail", "it is built with `panic = \"abort\"`");
-    is_found(&found, "launch.plain", "crash", "signal 6");
+    is_found(&found, "launch.plain", "crash", "it was killed by signal 6: thread '");
+    is_found(&found, "launch.plain", "crash", "plugin bug 44");
 
     // It ends its own launch, with one clear error, and the manager launches on.
     let manager = Manager::start(&home);
