@@ -26,8 +26,11 @@ const TRY: &str = r#"t() { [ -f "$1" ] || return 1; if [ -x "$1" ]; then c=$1; e
 /// Looks through a list of folders.
 const SEARCH: &str = r#"s() { o=$IFS; IFS=:; for d in $1; do IFS=$o; t "$d/$n" && return; done; IFS=$o; echo "$m tried $1"; return 1; }"#;
 
-/// Decodes an argument into `v`.
-const DECODE: &str = r#"e() { v=$(printf %b "$1@"); v=${v%@}; }"#;
+/// Sets `b` to a backslash, and decodes an argument into `v`.
+const DECODE: &str = r#"b=$(echo 1 | tr 0-2 "[-]"); e() { v=$(printf %b "$1@"); v=${v%@}; }"#;
+
+/// A backslash in an encoded text.
+const BACKSLASH: &str = "${b}";
 
 /// Folders where a program is that no PATH names.
 const USUAL: &str = "$HOME/.cargo/bin:$HOME/.local/bin:$HOME/bin:$HOME/.nix-profile/bin:/usr/local/bin:/opt/homebrew/bin:/home/linuxbrew/.linuxbrew/bin:/run/current-system/sw/bin:/nix/var/nix/profiles/default/bin:/opt/distant/bin:/snap/bin:/usr/bin:/bin";
@@ -69,12 +72,11 @@ pub(super) fn command(
     let program = server.program.as_deref().unwrap_or("distant");
     let mut script = vec![
         format!("m={marker}"),
-        "q=$; b=$(echo 1 | tr 0-2 \"[-]\"); c=; exec 3<&0 </dev/null; set -f".into(),
+        "q=$; c=; exec 3<&0 </dev/null; set -f".into(),
         "echo; echo \"$m begin\"".into(),
         TRY.into(),
         SEARCH.into(),
-        DECODE.into(),
-        format!("e {}; n=$v", encode(program, "distant.bin")?),
+        assign("n", &encode(program, "distant.bin")?),
     ];
     let find = FIND.replace("%USUAL%", USUAL);
     match &server.upload {
@@ -115,13 +117,25 @@ pub(super) fn command(
     }
     script.push("set --".into());
     for argument in arguments.iter().chain(&server.args) {
-        script.push(format!("e {}; set -- \"$@\" \"$v\"", encode(argument, "distant.args")?));
+        script.push(assign("v", &encode(argument, "distant.args")?) + "; set -- \"$@\" \"$v\"");
     }
     script.extend(host.map(str::to_owned));
     script.push("set +f".into());
     script.push("z() { sleep 0.4 2>/dev/null || sleep 1; }".into());
     script.push(format!("{RUN} | {WATCH}"));
+    // Each process costs about a millisecond, and most launches have nothing to decode.
+    if script.iter().any(|part| part.contains(BACKSLASH)) {
+        script.insert(1, DECODE.into());
+    }
     Ok(format!("sh -c '{}'", script.join("; ")))
+}
+
+/// Assigns an encoded text to a variable of the script.
+fn assign(variable: &str, encoded: &str) -> String {
+    match encoded.contains(BACKSLASH) {
+        true => format!("e {encoded}; {variable}=$v"),
+        false => format!("{variable}={encoded}"),
+    }
 }
 
 /// Writes a text in double quotes, everything that any shell might touch as `${b}0` and three
@@ -138,7 +152,7 @@ fn encode(text: &str, option: &str) -> Result<String, LaunchError> {
             b'-' | b'_' | b'.' | b'/' | b':' | b'=' | b',' | b'+' | b'~' => {
                 encoded.push(byte.into());
             }
-            other => encoded.push_str(&format!("${{b}}0{other:03o}")),
+            other => encoded.push_str(&format!("{BACKSLASH}0{other:03o}")),
         }
     }
     encoded.push('"');
@@ -161,6 +175,15 @@ mod tests {
         let script = command.strip_prefix("sh -c '").unwrap().strip_suffix('\'').unwrap();
         assert!(!script.contains(['\'', '\\', '!', '\n']), "{script}");
         assert!(script.is_ascii());
+    }
+
+    #[test]
+    fn what_needs_no_decoding_costs_no_process() {
+        let plain = command(&ServerCommand::default(), "0123", false).unwrap();
+        assert!(!plain.contains("printf %b") && !plain.contains("tr 0-2"), "{plain}");
+        let args = vec!["a;b".to_owned()];
+        let odd = command(&ServerCommand { args, ..ServerCommand::default() }, "0123", false);
+        assert_eq!(odd.unwrap().matches("e \"").count(), 1);
     }
 
     #[test]
