@@ -112,6 +112,15 @@ pub(crate) fn measure(lab: &Lab, arguments: &Arguments, report: &Report) -> Resu
         table.add(step.step.clone(), cells.collect());
     }
 
+    // So that the table can be checked: the same by the clock of the command, and above by ours.
+    let all = ours.iter().flat_map(|&index| {
+        let totals = |times: &Times| times.timings.iter().map(|it| it.total_ms).collect::<Vec<_>>();
+        let least = |at: usize| totals(&distant[at].as_ref()?[index]).into_iter().reduce(f64::min);
+        let trips = round_trips(least(0), least(1), &arguments.delays);
+        [Cell::from(Sample::of(totals(&here[index]))), trips.into()]
+    });
+    table.add("all of it", all.collect());
+
     for index in ours {
         let Way::Launch(_, backend) = ways[index] else { continue };
         let most = match backend {

@@ -14,6 +14,8 @@ use serde::Deserialize;
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Timings {
     pub(crate) steps: Vec<Step>,
+    /// All of it, by the clock of the command.
+    pub(crate) total_ms: f64,
 }
 
 /// One step of it.
