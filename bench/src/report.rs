@@ -137,7 +137,7 @@ impl Rows<'_> {
     pub(crate) fn add(&mut self, name: impl Into<String>, cells: Vec<Cell>) {
         let row = Row { name: name.into(), cells };
         let shown: Vec<_> = row.cells.iter().map(Cell::shown).collect();
-        eprintln!("   {}: {}", row.name, shown.join(" | "));
+        self.report.say(&format!("{}: {}", row.name, shown.join(" | ")));
         self.table.rows.push(row);
         let table = self.table.clone();
         self.report.change(|all| {
@@ -244,6 +244,13 @@ impl Report {
         self.measured.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Shows a line, unless it is about what an interruption does.
+    fn say(&self, line: &str) {
+        if !self.measured().interrupted {
+            eprintln!("   {line}");
+        }
+    }
+
     /// Adds something and writes it all, so that it is there whatever comes.
     fn change(&self, change: impl FnOnce(&mut Measured)) {
         let mut measured = self.measured();
@@ -275,12 +282,12 @@ impl Report {
 
     /// Says where the measuring is.
     pub(crate) fn progress(&self, what: &str) {
-        eprintln!("   [{}] {what}", minutes(self.begun.elapsed()));
+        self.say(&format!("[{}] {what}", minutes(self.begun.elapsed())));
     }
 
     /// Notes that a part ended before its end.
     pub(crate) fn failed(&self, part: &str, error: &Failure) {
-        eprintln!("   FAILED: {error}");
+        self.say(&format!("FAILED: {error}"));
         let failed = Remark { what: part.to_owned(), times: 1, last: error.to_string() };
         self.change(|measured| measured.failed.push(failed));
     }
@@ -319,7 +326,7 @@ impl Report {
             Goal::AtLeast(limit) => (limit, value.map(|value| value >= limit)),
         };
         let target = Target { what, limit, value, unit, met };
-        eprintln!("   target {}", target.shown().join(", "));
+        self.say(&format!("target {}", target.shown().join(", ")));
         self.change(|measured| measured.targets.push(target));
     }
 
