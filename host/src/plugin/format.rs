@@ -44,11 +44,14 @@ pub(super) fn check(file: &File, path: &Path, kind: Kind) -> Result<(), Complain
         return Err(Complaint::new("it is empty").mend("build it or copy it again"));
     }
     if kind == Kind::Executable {
-        if rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_err() {
+        let script = first_line(file).filter(|it| it.starts_with(b"#!"));
+        // Nobody is told to make executable what could not run all the same.
+        let could_run = script.is_some() || read(file).is_some();
+        if could_run && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_err() {
             let complaint = Complaint::new("it may not be executed");
             return Err(complaint.mend(format!("chmod +x {}", quoted(path))));
         }
-        if let Some(line) = first_line(file).filter(|it| it.starts_with(b"#!")) {
+        if let Some(line) = script {
             return check_interpreter(&line[2..], path);
         }
     }
@@ -237,6 +240,7 @@ mod tests {
         refused(b"GIF89a", 0o755, Kind::Library, "it is no shared library");
         refused(b"GIF89a", 0o755, Kind::Executable, "it is neither a program nor a script");
         refused(b"#!/bin/sh\n", 0o644, Kind::Executable, "it may not be executed");
+        refused(b"root:x:0:0", 0o644, Kind::Executable, "it is neither a program nor a script");
         refused(b"#!\nexit", 0o755, Kind::Executable, "it names no interpreter");
         let reason = "its interpreter `/no/such/sh` is not on this machine";
         refused(b"#! /no/such/sh -e\nexit", 0o755, Kind::Executable, reason);
