@@ -8,7 +8,7 @@ PROFILE ?= release
 
 # What is needed beside Rust, as `program:package` or `file:package` of Debian and its relatives.
 NEEDED = cc:gcc perl:perl sshd:openssh-server ssh:openssh-client \
-	fish:fish zsh:zsh tcsh:tcsh mksh:mksh bash:bash dash:dash openssl:openssl setsid:util-linux ip:iproute2 python3:python3 git:git useradd:passwd /usr/bin/rustc:rustc \
+	fish:fish zsh:zsh tcsh:tcsh mksh:mksh bash:bash dash:dash openssl:openssl setsid:util-linux ip:iproute2 python3:python3 /usr/lib/python3/dist-packages/paramiko:python3-paramiko git:git useradd:passwd /usr/bin/rustc:rustc \
 	srun:slurm-client slurmctld:slurmctld slurmd:slurmd podman:podman runc:runc dockerd:docker.io \
 	krb5kdc:krb5-kdc kadmin.local:krb5-admin-server kinit:krb5-user softhsm2-util:softhsm2 /usr/include/openssl/evp.h:libssl-dev
 

@@ -9,6 +9,7 @@ mod login;
 mod matrix;
 mod openssh;
 mod options;
+mod prompts;
 pub(crate) mod remote;
 mod round_trips;
 mod security_key;

@@ -142,17 +142,30 @@ impl<'a> Person<'a> {
             self.input.value().await?.ok_or_else(|| {
                 unanswered("standard input ended before the question was answered")
             })?;
-        let fits = matches!(
-            (message, &answer),
-            (Authentication::Initialization { .. }, AuthenticationResponse::Initialization { .. })
-                | (Authentication::Challenge { .. }, AuthenticationResponse::Challenge { .. })
-                | (
-                    Authentication::Verification { .. },
-                    AuthenticationResponse::Verification { .. }
-                )
-        );
-        let wrong = "the answer on standard input is not of the kind that was asked for";
-        fits.then_some(answer).ok_or_else(|| LaunchError::new(ErrorKind::Other, wrong))
+        match (message, &answer) {
+            (
+                Authentication::Challenge { questions, .. },
+                AuthenticationResponse::Challenge { answers },
+            ) if questions.len() != answers.len() => {
+                let (wanted, given) = (questions.len(), answers.len());
+                let wrong = format!(
+                    "`answers` on standard input wants one for each question: {wanted}, not {given}"
+                );
+                Err(LaunchError::new(ErrorKind::Other, wrong))
+            }
+            (
+                Authentication::Initialization { .. },
+                AuthenticationResponse::Initialization { .. },
+            )
+            | (Authentication::Challenge { .. }, AuthenticationResponse::Challenge { .. })
+            | (Authentication::Verification { .. }, AuthenticationResponse::Verification { .. }) => {
+                Ok(answer)
+            }
+            _ => {
+                let wrong = "the answer on standard input is not of the kind that was asked for";
+                Err(LaunchError::new(ErrorKind::Other, wrong))
+            }
+        }
     }
 
     async fn ask_person(
