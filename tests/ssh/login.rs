@@ -10,13 +10,17 @@ use super::remote::Account;
 use crate::support::wire::Wire;
 use crate::support::{keygen, programs, report, Home, Invocation, Manager, Running, Sshd};
 
-/// Answers every challenge with the next of the answers, and gives the questions and the outcome.
+/// Answers every challenge with the next of the answers, passes over what is only to be read, and
+/// gives the questions and the outcome.
 pub(super) fn answer(launch: Invocation, answers: &[&[&str]]) -> (Vec<String>, serde_json::Value) {
     let mut launch = launch.in_json();
     let mut answers = answers.iter();
     let mut asked = Vec::new();
     loop {
         let message = launch.json();
+        if message["type"] == "auth_info" {
+            continue;
+        }
         if message["type"] != "auth_challenge" {
             launch.finish();
             return (asked, message);
