@@ -244,6 +244,24 @@ fn questions_that_come_together_are_all_asked() {
 }
 
 #[test]
+fn what_ssh_says_before_a_question_is_shown_before_it() {
+    let home = Home::new();
+    let _manager = Manager::start(&home);
+    // Stands in for an `ssh` whose trace takes longer to read than its question to arrive.
+    let script = "#!/bin/sh\n\
+        for word; do [ \"$word\" = -G ] && exec /usr/bin/ssh \"$@\"; done\n\
+        yes \"$(printf 'debug1: x\\r')\" | head -n 6000 >&2\n\
+        printf '2FA title\\r\\n' >&2\n\
+        \"$SSH_ASKPASS\" 'PIN: ' >/dev/null; exit 1\n";
+    home.script("bin/ssh", script);
+    let launch = launch(&home, "ssh://box", "").in_json();
+    let told = launch.json();
+    assert_eq!((&told["type"], &told["text"]), (&"auth_info".into(), &"2FA title".into()));
+    assert_eq!(launch.json()["type"], "auth_challenge");
+    launch.finish().code(1);
+}
+
+#[test]
 fn what_a_killed_launch_leaves_is_removed_by_the_next() {
     let home = Home::new();
     let manager = Manager::start(&home);

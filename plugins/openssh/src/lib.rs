@@ -5,6 +5,7 @@
 //! it runs.
 
 mod arguments;
+mod heard;
 mod login;
 mod process;
 mod questions;

@@ -1,17 +1,14 @@
 //! One `ssh` process, from its start to the command that it runs.
 //!
-//! Its standard error is read on a thread, as its trace says how far it is; its questions are asked
+//! Its standard error says how far it is; its questions are asked
 //! while the login lasts. Whatever ends the launch ends the process.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use distant_plugin_api::bootstrap::{Reach, Remote, Running};
@@ -21,13 +18,14 @@ use distant_plugin_api::{Caller, ErrorKind, LaunchError, LaunchRequest};
 use distant_ssh::child;
 use distant_ssh::config::{Person, Settings};
 use distant_ssh::guard::system;
-use rustix::event::{eventfd, EventfdFlags, PollFd, PollFlags, Timespec};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::pipe::{pipe_with, PipeFlags};
 
 use crate::arguments::Arguments;
+use crate::heard::Heard;
 use crate::process::{described, Process, END_LIMIT};
 use crate::questions::{Asked, Kind, Questions};
-use crate::words::{place, Speaker, Step, Words};
+use crate::words::{place, Step, Words};
 use crate::{no_program, tunnel};
 
 /// The limit of the key exchange, which begins when the connection is made.
@@ -38,8 +36,6 @@ const LOGIN_LIMIT: Duration = Duration::from_secs(60);
 const FORWARD_LIMIT: Duration = Duration::from_secs(10);
 /// How long one that has closed its output may take to say how the command ended.
 const STATUS_LIMIT: Duration = Duration::from_secs(2);
-/// Longest line of standard error that is kept whole.
-const LINE_MAX: usize = 8 * 1024;
 
 /// What became of a login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,14 +70,7 @@ pub(crate) struct Login<'a> {
     outcome: Mutex<Outcome>,
 }
 
-/// What the thread that reads standard error has learnt.
-struct Heard {
-    words: Mutex<Words>,
-    /// Readable when there is something new.
-    news: OwnedFd,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -99,8 +88,6 @@ impl<'a> Login<'a> {
         request: &LaunchRequest,
     ) -> Result<Self, LaunchError> {
         let is_proxied = settings.proxy_command.is_some() || !settings.proxy_jump.is_empty();
-        let words = Words::new(is_proxied);
-        let news = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(system)?;
         Ok(Self {
             settings,
             person,
@@ -112,7 +99,7 @@ impl<'a> Login<'a> {
             said: Mutex::default(),
             worked: Mutex::default(),
             questions: Mutex::new(Questions::new()?),
-            heard: Arc::new(Heard { words: Mutex::new(words), news }),
+            heard: Arc::new(Heard::new(is_proxied)?),
             process: Mutex::new(None),
             to_cancel: Mutex::new(None),
             outcome: Mutex::new(Outcome::Open),
@@ -155,9 +142,8 @@ impl<'a> Login<'a> {
         let stderr = child.stderr.take().ok_or_else(missing)?;
         drop(child);
         let (rest, to_rest) = pipe_with(PipeFlags::CLOEXEC).map_err(system)?;
-        let (heard, verbose) = (self.heard.clone(), self.verbose);
-        let hear = move || heard.hear(stderr, File::from(to_rest), verbose);
-        thread::Builder::new().name("stderr".into()).spawn(hear).map_err(system)?;
+        let (stderr, to_rest) = (OwnedFd::from(stderr).into(), to_rest.into());
+        self.heard.listen(stderr, to_rest, self.verbose).map_err(system)?;
         let ending = process.clone();
         let running = Running {
             stdin: stdin.ok_or_else(missing)?.into(),
@@ -197,6 +183,7 @@ impl<'a> Login<'a> {
                     // All of them: nothing says again that there was another one behind it.
                     while let Some(asked) = self.asked() {
                         let since = Instant::now();
+                        self.heard.catch_up();
                         self.show(&mut shown)?;
                         self.ask(&asked, process)?;
                         deadline += since.elapsed();
@@ -478,59 +465,4 @@ enum Woken {
     Output,
     Exited(ExitStatus),
     Late,
-}
-
-impl Heard {
-    /// Reads standard error to its end, and hands on what is not `ssh`'s own trace.
-    fn hear(&self, stderr: impl Read, mut rest: File, verbose: bool) {
-        let mut stderr = BufReader::new(stderr);
-        let mut line = Vec::new();
-        loop {
-            line.clear();
-            let read = (&mut stderr).take(LINE_MAX as u64).read_until(b'\n', &mut line);
-            if !matches!(read, Ok(1..)) {
-                break;
-            }
-            let text = String::from_utf8_lossy(&line);
-            let (speaker, is_in) = {
-                let mut words = lock(&self.words);
-                let is_in = words.step == Step::LoggedIn;
-                (words.hear(&text), is_in)
-            };
-            match speaker {
-                Speaker::Trace if verbose => tracing::info!("{}", text.trim_end()),
-                Speaker::Trace => tracing::trace!("{}", text.trim_end()),
-                Speaker::Other if is_in => {
-                    // Nobody reads it once the launch is over.
-                    let _ = rest.write_all(&line);
-                }
-                Speaker::Other => {}
-            }
-            self.tell();
-        }
-        lock(&self.words).has_ended = true;
-        self.tell();
-    }
-
-    fn tell(&self) {
-        // It is readable already where this fails.
-        let _ = rustix::io::write(&self.news, &1_u64.to_ne_bytes());
-    }
-
-    fn clear_news(&self) {
-        // Fails where there is nothing new.
-        let _ = rustix::io::read(&self.news, &mut [0_u8; 8]);
-    }
-
-    /// Waits until all is heard that a process has said which has ended; something that it left
-    /// behind may keep its standard error open.
-    fn until_end(&self) {
-        let deadline = Instant::now() + END_LIMIT;
-        while !lock(&self.words).has_ended && Instant::now() < deadline {
-            let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok();
-            let mut fds = [PollFd::new(&self.news, PollFlags::IN)];
-            let _ = rustix::event::poll(&mut fds, left.as_ref());
-            self.clear_news();
-        }
-    }
 }
