@@ -37,17 +37,22 @@ const SENT: &str = "sent\n";
 const FOLDER: &str =
     r#"case $XDG_CACHE_HOME in /*) p=$XDG_CACHE_HOME;; *) p=$HOME/.cache;; esac; p=$p/distant/bin"#;
 
+/// Whether nobody else can put another program there, or the whole folder away: `XDG_CACHE_HOME` may be
+/// where everybody writes.
+const OWN: &str = r#"o() { [ -O "${p%/*}" ] && [ -O "$p" ]; }"#;
+
 /// Sets `c` to the program if it is there, whole, and nobody else's.
-const LOOK: &str = r#"u() { [ -O "$p" ] && [ -O "$p/%NAME%" ] && [ -x "$p/%NAME%" ] && [ "$(($(wc -c <"$p/%NAME%")))" = %SIZE% ] && c=$p/%NAME%; }"#;
+const LOOK: &str = r#"u() { o && [ -O "$p/%NAME%" ] && [ -x "$p/%NAME%" ] && [ "$(($(wc -c <"$p/%NAME%")))" = %SIZE% ] && c=$p/%NAME%; }"#;
 
 /// Receives a program. What is old is removed before there may be too little room: a program that
 /// nobody has brought for a month, and a part that a machine has left which was switched off.
-const RECEIVE: [&str; 13] = [
+const RECEIVE: [&str; 14] = [
     r#"exec 3<&0 </dev/null; set -f; umask 077; trap "" PIPE"#,
     r#"echo; echo "$m begin""#,
     r#"f() { printf %s "$2" | tail -n 6 | while IFS= read -r l || [ -n "$l" ]; do printf %s "$m say $l"; echo; done; echo "$m failed $1"; exit 1; }"#,
     r#"a="$(uname -s) $(uname -m)"; case $a in %FITS%) ;; *) echo "$m machine $a"; exit 1;; esac"#,
-    r#"o=$(mkdir -p "$p" 2>&1) || f folder "$o"; o=$(chmod 700 "$p" 2>&1) || f folder "$o"; { find "$p" -type f -name "distant-*" -mtime +30 -exec rm -f {} +; find "$p" -type f -name ".distant-*" -mtime +0 -exec rm -f {} +; } 2>/dev/null"#,
+    r#"o=$(mkdir -p "$p" 2>&1) || f folder "$o"; o || f folder "$p belongs to somebody else""#,
+    r#"o=$(chmod 700 "$p" 2>&1) || f folder "$o"; { find "$p" -type f -name "distant-*" -mtime +30 -exec rm -f {} +; find "$p" -type f -name ".distant-*" -mtime +0 -exec rm -f {} +; } 2>/dev/null"#,
     r#"t=$p/.%NAME%.${m#distant-}; trap "exit 1" HUP INT TERM; z() { rm -f "$t"; }; trap z EXIT"#,
     r#"o=$( { : >"$t"; } 2>&1 ) || f folder "$o"; echo "$m ready $t""#,
     r#"IFS= read -r a <&3; case $a in data) o=$( { cat <&3 >"$t"; } 2>&1 ) || f "write $?" "$o";; sent) ;; *) exit 1;; esac"#,
@@ -65,14 +70,14 @@ const RECEIVE: [&str; 13] = [
 /// `plugin`: the host says of the program what cannot be.
 pub(super) fn look(program: &Upload) -> Result<String, LaunchError> {
     check(program)?;
-    Ok(format!("{FOLDER}; {}", fill(LOOK, program)))
+    Ok(format!("{FOLDER}; {OWN}; {}", fill(LOOK, program)))
 }
 
 /// The command that receives the program, for a login shell.
 fn command(program: &Upload, marker: &str) -> Result<String, LaunchError> {
     check(program)?;
     let script = fill(&RECEIVE.join("; "), program);
-    Ok(format!("sh -c 'm={marker}; {FOLDER}; {script}'"))
+    Ok(format!("sh -c 'm={marker}; {FOLDER}; {OWN}; {script}'"))
 }
 
 fn fill(script: &str, program: &Upload) -> String {

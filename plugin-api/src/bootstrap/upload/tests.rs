@@ -229,6 +229,26 @@ fn a_folder_that_cannot_be_made_is_named() {
 }
 
 #[test]
+fn a_folder_of_somebody_else_is_neither_searched_nor_written_to() {
+    for theirs in [".cache/distant/bin", ".cache/distant"] {
+        let there = Counted::new("/bin/sh");
+        let file = there.shell.server("ours", 4242);
+        let (caller, _) = host(vec![connected()], false);
+        launch(&there, &asked(program(&file)), Tunnel::Auto, &caller).unwrap();
+        there.shell.end_server();
+        let names = there.brought();
+        assert_eq!((there.commands(), names.len()), (3, 1));
+        let folder = there.shell.home.path().join(theirs);
+        std::os::unix::fs::chown(folder, Some(65534), None).unwrap();
+        let (caller, _) = host(vec![], false);
+        let error = launch(&there, &asked(program(&file)), Tunnel::Auto, &caller).unwrap_err();
+        let error = error.one_line();
+        assert!(error.ends_with("/.cache/distant/bin belongs to somebody else"), "{error}");
+        assert_eq!((there.commands(), there.brought()), (2, names));
+    }
+}
+
+#[test]
 fn a_plugin_is_given_no_flag_for_the_path_that_it_brings_the_program_to() {
     for said in ["--rm", "none/there", "", "/tmp/\u{1b}[2J"] {
         let there = Counted::that(move |shell, command| {
