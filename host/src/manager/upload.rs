@@ -5,7 +5,7 @@
 
 use std::fs::{File, Metadata};
 use std::io::Read;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,6 +15,8 @@ use sha2::{Digest, Sha256};
 
 /// Programs that are remembered.
 const REMEMBERED: usize = 16;
+/// Bytes of the largest program: whoever wants one read that has no end is not to keep a thread busy.
+const SIZE_MAX: u64 = 1 << 30;
 /// Bytes of a program's header that say what it is for.
 const HEADER: usize = 20;
 /// Bytes that are read at once.
@@ -56,6 +58,8 @@ impl Programs {
                 }
                 Unfit::NoProgram => LaunchError::new(ErrorKind::InvalidOption, message)
                     .caused_by("it is no ELF file that can be run"),
+                Unfit::TooLong => LaunchError::new(ErrorKind::InvalidOption, message)
+                    .caused_by("it is larger than 1 GiB"),
             }
             .with_hint(hint)
         })?;
@@ -63,20 +67,34 @@ impl Programs {
     }
 
     fn read(&self, path: &Path) -> Result<Upload, Unfit> {
-        let is_file = path.metadata()?.is_file();
-        let mut file = if is_file { File::open(path)? } else { return Err(Unfit::NoProgram) };
-        let identity = Identity::of(path, &file.metadata()?);
+        if !path.metadata()?.is_file() {
+            return Err(Unfit::NoProgram);
+        }
+        // It may be another one by now, and opening a pipe would wait for its other end.
+        let options = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+        let mut file = File::options().read(true).custom_flags(options).open(path)?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(Unfit::NoProgram);
+        }
+        let identity = Identity::of(path, &metadata);
         if let Some(upload) = self.remembered(&identity) {
             return Ok(upload);
         }
         let mut piece = vec![0; PIECE];
         let count = read_full(&mut file, &mut piece)?;
         let (system, machine) = purpose(&piece[..count]).ok_or(Unfit::NoProgram)?;
+        if metadata.len() > SIZE_MAX {
+            return Err(Unfit::TooLong);
+        }
         let (mut hash, mut size) = (Sha256::new(), 0);
         let mut rest = count;
         while rest > 0 {
             hash.update(&piece[..rest]);
             size += rest as u64;
+            if size > SIZE_MAX {
+                return Err(Unfit::TooLong);
+            }
             rest = read_full(&mut file, &mut piece)?;
         }
         let sha256 = hex::encode(hash.finalize());
@@ -103,6 +121,7 @@ impl Programs {
 enum Unfit {
     Unreadable(std::io::Error),
     NoProgram,
+    TooLong,
 }
 
 impl From<std::io::Error> for Unfit {
@@ -195,6 +214,16 @@ mod tests {
         check(&[(4, 3)], None);
         check(&[(0, b'#')], None);
         assert_eq!(purpose(b"\x7fELF"), None);
+    }
+
+    #[test]
+    fn a_program_without_an_end_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("program");
+        std::fs::copy(std::env::current_exe().unwrap(), &path).unwrap();
+        // Nothing but a hole, which takes no room.
+        File::options().write(true).open(&path).unwrap().set_len(1 << 42).unwrap();
+        assert!(matches!(Programs::default().read(&path), Err(Unfit::TooLong)));
     }
 
     #[test]
