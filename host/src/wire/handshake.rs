@@ -185,10 +185,11 @@ impl Exchange {
 /// client has shown the key, and forgotten then.
 pub struct Hello {
     exchange: Mutex<Option<Arc<Exchange>>>,
-    /// The halves of clients that have shown the key after this. None is taken twice, so that who
-    /// recorded what a client sent gets nowhere by sending it again. Only connections that were
-    /// open when the first one showed the key can add to it, and their number is limited.
-    shown: Mutex<Vec<Vec<u8>>>,
+    /// What came of it with the clients that have shown the session key after it. None is taken
+    /// twice, so that who recorded what a client sent gets nowhere by sending it again, in whatever
+    /// words its half of the exchange is put. Only connections that were open when the first one
+    /// showed the key can add to it, and their number is limited.
+    shown: Mutex<Vec<SharedKey>>,
 }
 
 impl fmt::Debug for Hello {
@@ -219,14 +220,14 @@ impl Hello {
         self.exchange().clone()
     }
 
-    /// A client of the exchange that was told of has sent this half and shown the key. Tells
-    /// whether nobody did that with this half before.
-    pub(super) fn take(&self, half: &[u8]) -> bool {
+    /// A client of the exchange that was told of, which came to this key, has shown the session key.
+    /// Tells whether none did that before that came to the same.
+    pub(super) fn take(&self, key: SharedKey) -> bool {
         *self.exchange() = None;
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_new = !shown.iter().any(|known| known == half);
+        let is_new = !shown.iter().any(|known| known.is(key.expose()));
         if is_new {
-            shown.push(half.to_vec());
+            shown.push(key);
         }
         is_new
     }

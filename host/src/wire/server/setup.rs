@@ -3,7 +3,6 @@
 use std::io;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use distant_plugin_api::secret::SessionKey;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -44,8 +43,8 @@ pub(super) async fn set_up<T: Socket, S: Service>(
             stream.writing.put_message(&id);
             let (method, last) =
                 authenticate(&mut stream, &server.options.verifier, &transcript).await?;
-            if let Some((hello, half)) = server.options.hello.as_ref().zip(told) {
-                if !hello.take(&half) {
+            if let Some((hello, key)) = server.options.hello.as_ref().zip(told) {
+                if !hello.take(key) {
                     return Err(refused("what another client has sent already"));
                 }
             }
@@ -95,8 +94,8 @@ fn unused_id<S: Service>(server: &Server<S>) -> u32 {
 /// What comes of both ends' first words.
 struct Greeted {
     transcript: Transcript,
-    /// The client's half of a key exchange that somebody was told of.
-    told: Option<Bytes>,
+    /// What came of a key exchange that somebody was told of.
+    told: Option<SharedKey>,
 }
 
 /// Says what this end can do, and does what the client wants of it.
@@ -128,8 +127,8 @@ async fn greet<T: Socket>(stream: &mut Stream<T>, options: &ServerOptions) -> io
             let key = exchange.finish(&theirs)?;
             transcript.add(&their_bytes);
             transcript.add(&half);
-            told = is_known.then_some(their_bytes);
             stream.switch(Codec::new(Some(key.expose()), choice.compression()));
+            told = is_known.then_some(key);
         }
         None if options.plain => stream.switch(Codec::new(None, choice.compression())),
         // A deliberate difference to released servers, which would take the key in plain text.

@@ -1,10 +1,14 @@
 //! A client that was told what the server will say first.
 
+use bytes::BytesMut;
 use tokio::io::duplex;
 
 use super::middle::Middle;
 use super::*;
 use crate::wire::client::ConnectError;
+use crate::wire::frame::Codec;
+use crate::wire::handshake::{unpack, Connect, Exchange, METHOD_KEY};
+use crate::wire::message::AuthenticationResponse;
 use crate::wire::{Hello, Told};
 
 /// A server with something to tell, and that.
@@ -118,6 +122,46 @@ async fn what_a_client_that_was_told_has_sent_gets_nobody_in_again() {
     let mut later = TcpStream::connect(server.address).await.unwrap();
     later.write_all(&words).await.unwrap();
     reads_until_the_end(&mut later).await;
+    assert_ne!(server.events.try_recv(), Ok(Event::Open), "somebody got in by what they heard");
+}
+
+#[tokio::test]
+async fn what_a_client_has_sent_gets_nobody_in_again_in_other_words() {
+    let (mut server, told) = served().await;
+    let exchange = Exchange::new();
+    let shared = exchange.finish(&unpack(&told.half).unwrap()).unwrap();
+    let half = pack(&exchange.half());
+    // A map of two, as short as can be and longer.
+    let longer = [&[0xde, 0, half[0] & 0x0f], &half[1..]].concat();
+    // Unlike a proof, a key that is sent does not hang on how that was put.
+    let (codec, mut rest) = (Codec::new(Some(shared.expose()), None), BytesMut::new());
+    let answers = vec![key().expose_hex()];
+    for message in [
+        pack(&Connect::New),
+        pack(&AuthenticationResponse::Initialization { methods: vec![METHOD_KEY.into()] }),
+        pack(&AuthenticationResponse::Challenge { answers }),
+        pack(&Exchange::new().half()),
+    ] {
+        codec.encode(&message, &mut rest);
+    }
+    let words = first_words(&told).await;
+    let mut connections = Vec::new();
+    for half in [half, longer] {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(&words[..end_of_frames(&words, 1)]).await.unwrap();
+        let mut heard = vec![0; told.version.len() + 8 + told.offer.len() + 8 + told.half.len()];
+        within(stream.read_exact(&mut heard)).await.unwrap();
+        assert!(heard.ends_with(&told.half));
+        let mut said = BytesMut::new();
+        Codec::new(None, None).encode(&half, &mut said);
+        connections.push((stream, [said, rest.clone()].concat()));
+    }
+    let (again, said_again) = &mut connections.pop().unwrap();
+    let (first, said) = &mut connections[0];
+    first.write_all(said).await.unwrap();
+    server.until(Event::Open).await;
+    again.write_all(said_again).await.unwrap();
+    reads_until_the_end(again).await;
     assert_ne!(server.events.try_recv(), Ok(Event::Open), "somebody got in by what they heard");
 }
 
