@@ -342,6 +342,8 @@ impl Found {
             "pid" => self.process = rest.parse().ok(),
             "server" => self.daemon = rest.parse().ok(),
             "exit" => self.exit = Some(shown(rest, WORD_MAX)),
+            // What is cut off of a hello is no word for a person either.
+            "half" if rest.starts_with(HELLO_LINE) => {}
             "half" => remember(&mut self.words, rest),
             "say" if rest.trim() == PROOF_LINE => self.proof = true,
             "say" if rest.starts_with(HELLO_LINE) => {

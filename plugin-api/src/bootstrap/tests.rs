@@ -489,4 +489,6 @@ fn a_hello_is_handed_on_unless_it_is_longer_than_any() {
     assert_eq!(found.hello.as_deref(), Some("93c418"));
     found.take(&format!("say distant-server hello={}", "0".repeat(HELLO_MAX + 1)));
     assert_eq!(found.hello, None);
+    found.take("half distant-server hello=93c4");
+    assert_eq!(found.words, <[&str; 0]>::default());
 }

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use distant_plugin_api::connect_line::{ConnectLine, PROOF_LINE};
+use distant_plugin_api::connect_line::{ConnectLine, HELLO_LINE, PROOF_LINE};
 use rustix::event::{eventfd, poll, EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::process::{
     getpid, getppid, pidfd_open, pidfd_send_signal, set_parent_process_death_signal, Pid,
@@ -218,7 +218,7 @@ impl Server {
         status
     }
 
-    /// What the server said last, without lines that could hold its key.
+    /// What the server said last, without lines that could hold its key or are meant for no person.
     pub(crate) fn last_words(&self) -> Vec<String> {
         let heard = self.output.heard();
         let words = if heard.errors.is_empty() { &heard.others } else { &heard.errors };
@@ -394,7 +394,7 @@ impl Heard {
 
     fn keep(&mut self, text: &str, stream: Stream) {
         let text = text.trim();
-        if text.is_empty() || text.contains("distant://") {
+        if text.is_empty() || text.contains("distant://") || text.starts_with(HELLO_LINE) {
             return;
         }
         let lines = match stream {

@@ -181,6 +181,14 @@ fn a_program_that_prints_nothing_after_its_line_is_offered_all_the_same() {
 }
 
 #[test]
+fn the_hello_of_a_server_is_none_of_its_last_words() {
+    let script = Script::new("printf 'distant-server hello=93c4\\nno port is free\\n'; exit 3");
+    let (host, _offers) = Host::new([]);
+    let error = launch(&script, &script.request(), host).unwrap_err().one_line().into_owned();
+    assert!(error.contains("no port is free") && !error.contains("93c4"), "{error}");
+}
+
+#[test]
 fn the_server_gets_the_arguments_in_their_words() {
     let script = Script::new(
         "printf '%s\\n' \"$@\" \"$DISTANT_LAUNCH $DISTANT_LIFELINE\" \"$PWD\" > ${0%/*}/said; exit 3",
