@@ -152,9 +152,11 @@ each_backend! {
             };
             let untouched = launch(None);
             if backend == "libssh" && cipher.contains("gcm") {
-                // Its version does not look at the tag, so it never agrees on that.
+                // Its version does not look at the tag, so it never agrees on that. It sends the
+                // next packet at once, and on a busy machine it finds the connection closed before
+                // it has read what the server wants; what helps is said all the same.
                 let refused = untouched.code(1);
-                assert!(refused.stderr.contains("`backend=ssh2` does"), "{}", refused.told());
+                assert!(refused.stderr.contains("backend=ssh2"), "{}", refused.told());
                 continue;
             }
             let id = untouched.id().to_string();
