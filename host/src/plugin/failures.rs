@@ -4,7 +4,7 @@
 //! folder; so whoever asks later needs no manager, and hears of all of them. It is a record for
 //! people and nothing else: a line that cannot be written or read is left out.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -91,11 +91,8 @@ impl Failures {
         let mut line = serde_json::to_vec(failure)?;
         line.push(b'\n');
         config::make_folder(&self.0)?;
-        // Flags are small positive numbers.
-        let flags = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or_default();
-        let mut options = File::options();
-        options.append(true).create(true).mode(0o600).custom_flags(flags);
-        let mut file = options.open(&self.0)?;
+        // What a plugin has said is for its user alone.
+        let mut file = self.open(File::options().append(true).create(true).mode(0o600), 0o077)?;
         // In one piece, as others may be adding theirs.
         file.write_all(&line)?;
         if file.metadata()?.len() > SIZE_MAX {
@@ -123,15 +120,27 @@ impl Failures {
     }
 
     /// The whole file, unless somebody else could have written it.
-    fn read(&self) -> Option<Vec<u8>> {
-        let file = File::open(&self.0).ok()?;
-        let metadata = file.metadata().ok()?;
-        if metadata.uid() != rustix::process::geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
-            return None;
-        }
+    fn read(&self) -> io::Result<Vec<u8>> {
+        let file = self.open(File::options().read(true), 0o022)?;
         let mut content = Vec::new();
-        file.take(2 * SIZE_MAX).read_to_end(&mut content).ok()?;
-        Some(content)
+        file.take(2 * SIZE_MAX).read_to_end(&mut content)?;
+        Ok(content)
+    }
+
+    /// Opens it, unless it is something else than a file of ours, or others have one of these rights.
+    fn open(&self, options: &mut OpenOptions, others: u32) -> io::Result<File> {
+        // Not blocking, as it may be a pipe that nobody is at the other end of.
+        let flags = (OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW).bits();
+        // Flags are small positive numbers.
+        let flags = i32::try_from(flags).unwrap_or_default();
+        let file = options.custom_flags(flags).open(&self.0)?;
+        let metadata = file.metadata()?;
+        let is_ours = metadata.uid() == rustix::process::geteuid().as_raw();
+        if metadata.is_file() && is_ours && metadata.mode() & others == 0 {
+            Ok(file)
+        } else {
+            Err(io::Error::other("it is not a file of ours alone"))
+        }
     }
 }
 
@@ -177,6 +186,34 @@ mod tests {
         assert_eq!(failures.of(Path::new("/p/a")), [new]);
         fs::set_permissions(&failures.0, fs::Permissions::from_mode(0o622)).unwrap();
         assert_eq!(failures.of(Path::new("/p/a")), []);
+    }
+
+    #[test]
+    fn only_a_file_of_ours_alone_is_written_and_nothing_is_waited_for() {
+        let (folder, failures) = failures();
+        let failure = failure("/p/a", "no");
+        failures.add(&failure);
+        fs::set_permissions(&failures.0, fs::Permissions::from_mode(0o644)).unwrap();
+        failures.add(&failure);
+        assert_eq!(failures.of(&failure.path).len(), 1, "others could have read it");
+
+        let elsewhere = folder.path().join("elsewhere");
+        fs::rename(&failures.0, &elsewhere).unwrap();
+        fs::set_permissions(&elsewhere, fs::Permissions::from_mode(0o600)).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &failures.0).unwrap();
+        let before = fs::read(&elsewhere).unwrap();
+        failures.add(&failure);
+        assert_eq!(fs::read(&elsewhere).unwrap(), before);
+        assert_eq!(failures.of(&failure.path), []);
+
+        fs::remove_file(&failures.0).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, &failures.0, rustix::fs::Mode::RWXU).unwrap();
+        let (sender, done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            failures.add(&failure);
+            let _ = sender.send(failures.of(&failure.path));
+        });
+        assert_eq!(done.recv_timeout(Duration::from_secs(2)), Ok(Vec::new()));
     }
 
     #[test]
