@@ -46,7 +46,8 @@ impl Watch {
     }
 }
 
-/// Answers the kernel until nobody is left who could ask, or nobody wants to know.
+/// Answers the kernel until nobody wants to know any more. Its thread is filtered as the one that
+/// started it, so it must make no such socket itself: nobody would answer.
 fn listen(listener: &OwnedFd, stopped: &OwnedFd) -> Vec<String> {
     let mut seen = Vec::new();
     loop {
