@@ -46,8 +46,8 @@ pub(crate) fn run(arguments: &Launch, context: &Context) -> Result<ExitCode, Fai
         // Only `--help-options` goes without one.
         None => return Err(Failure::usage("there is no destination")),
     };
-    let options = effective_options(arguments, &context.config.client.launch)?;
-    destination.scheme.get_or_insert_with(|| DEFAULT_SCHEME.to_owned());
+    let scheme = destination.scheme.get_or_insert_with(|| DEFAULT_SCHEME.to_owned());
+    let options = effective_options(arguments, &context.config.client.launch, scheme)?;
     if destination.password.take().is_some() {
         context.terminal.warn(
             "the password in the destination is not used, and everybody on this machine can read \
@@ -113,8 +113,13 @@ pub(crate) fn parse_options(text: &Secret, flag: &str) -> Result<Options, Failur
 /// Puts together what was given, the strongest first: the flags, `--options`, then the
 /// configuration: its keys for the three flags, and last its `options`.
 ///
-/// Nothing that nobody gave is in the map: what is left out is the plugin's to decide.
-fn effective_options(arguments: &Launch, config: &config::Launch) -> Result<Options, Failure> {
+/// Nothing that nobody gave is in the map: what is left out is the plugin's to decide. The
+/// configuration is there for launches of every scheme, so what it says of another one is left out.
+fn effective_options(
+    arguments: &Launch,
+    config: &config::Launch,
+    scheme: &str,
+) -> Result<Options, Failure> {
     let mut flags = Options::new();
     let mut set = |key: &str, value: Option<String>| {
         if let Some(value) = value {
@@ -143,7 +148,15 @@ fn effective_options(arguments: &Launch, config: &config::Launch) -> Result<Opti
     let mut options = flags;
     options.fill_in(parse_options(&arguments.options, "--options")?);
     options.fill_in(written);
-    options.fill_in(config.options.clone());
+    let is_for_this = |key: &str| match key.split_once('.') {
+        Some((prefix, _)) => [scheme, "distant"].iter().any(|it| prefix.eq_ignore_ascii_case(it)),
+        None => true,
+    };
+    let mut rest = Options::new();
+    for (key, value) in config.options.iter().filter(|(key, _)| is_for_this(key)) {
+        rest.insert(key, value);
+    }
+    options.fill_in(rest);
     Ok(options)
 }
 
@@ -315,7 +328,7 @@ mod tests {
             panic!("no launch")
         };
         let config = toml::from_str(config).unwrap();
-        let shown = match effective_options(&arguments, &config) {
+        let shown = match effective_options(&arguments, &config, DEFAULT_SCHEME) {
             Ok(options) => options.to_string(),
             Err(Failure::Usage(error)) => error.one_line().into_owned(),
             Err(other) => panic!("{other:?}"),
@@ -348,6 +361,13 @@ mod tests {
         );
         check(&[], written, r#"backend="libssh",distant.bin="config",timeout="1""#);
         check(&[], "options = 'distant.bin=last'", "distant.bin=\"last\"");
+    }
+
+    #[test]
+    fn what_the_configuration_says_of_another_scheme_is_left_out() {
+        let written = "options = 'ssh.backend=libssh,mine.size=3,timeout=1'";
+        check(&[], written, r#"ssh.backend="libssh",timeout="1""#);
+        check(&["--options", "mine.size=2"], "", r#"mine.size="2""#);
     }
 
     #[test]
