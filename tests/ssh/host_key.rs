@@ -23,7 +23,7 @@ each_backend! {
         let text = question["text"].as_str().unwrap();
         assert!(text.starts_with(&format!("SSH host {} is not yet trusted.\nEd25519 Fingerprint: SHA256:", sshd.address)), "{text}");
         launch.say(r#"{"type":"auth_verification_response","valid":true}"#);
-        assert_eq!(launch.json()["type"], "launched");
+        assert_eq!(launch.answer()["type"], "launched");
         launch.finish().success();
         let text = fs::read_to_string(&known).unwrap();
         let added = text.strip_prefix("# mine\n\nother ssh-ed25519 AAAA\n").unwrap();
@@ -39,7 +39,7 @@ each_backend! {
         let mut launch = sshd.launch(&home, backend, &files).in_json();
         assert_eq!(launch.json()["type"], "auth_verification");
         launch.say(r#"{"type":"auth_verification_response","valid":false}"#);
-        let error = launch.json();
+        let error = launch.answer();
         assert_eq!((&error["type"], &error["kind"]), (&"error".into(), &"host_key".into()));
         launch.finish().code(1);
         assert!(!home.path("none/known").exists());
@@ -98,7 +98,7 @@ each_backend! {
         let said = format!("known: ecdsa-sha2-nistp521, {}, line 2\nTrust and", file.display());
         assert!(text.contains(&said), "{text}");
         launch.say(r#"{"type":"auth_verification_response","valid":false}"#);
-        let error = launch.json();
+        let error = launch.answer();
         assert!(error["causes"].to_string().contains("ecdsa-sha2-nistp521"), "{error}");
         launch.finish().code(1);
     }

@@ -17,10 +17,7 @@ pub(super) fn answer(launch: Invocation, answers: &[&[&str]]) -> (Vec<String>, s
     let mut answers = answers.iter();
     let mut asked = Vec::new();
     loop {
-        let message = launch.json();
-        if message["type"] == "auth_info" {
-            continue;
-        }
+        let message = launch.answer();
         if message["type"] != "auth_challenge" {
             launch.finish();
             return (asked, message);

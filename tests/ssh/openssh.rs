@@ -118,7 +118,7 @@ fn a_key_goes_to_the_agent_if_the_person_says_so() {
         let text = question["text"].as_str().unwrap_or_default();
         assert!(text.starts_with(&format!("Add key {}", sshd.identity())), "{question}");
         launch.say(&format!(r#"{{"type":"auth_verification_response","valid":{yes}}}"#));
-        assert_eq!(launch.json()["type"], "launched");
+        assert_eq!(launch.answer()["type"], "launched");
         launch.finish().success();
         assert_eq!(held(), yes);
     }
@@ -183,7 +183,7 @@ fn no_answer_to_ssh_is_anywhere_but_in_pipes() {
     });
     let folder = folders(&home).pop().unwrap();
     launch.say(&format!(r#"{{"type":"auth_challenge_response","answers":["{password}"]}}"#));
-    let end = launch.json();
+    let end = launch.answer();
     assert_eq!(end["type"], "launched", "{end}");
     launch.finish().success();
     stop.store(true, Ordering::Release);

@@ -260,6 +260,16 @@ impl Running {
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))
     }
 
+    /// The next message that is more than something to be read.
+    #[track_caller]
+    pub(crate) fn answer(&self) -> serde_json::Value {
+        let mut message = self.json();
+        while message["type"] == "auth_info" {
+            message = self.json();
+        }
+        message
+    }
+
     /// Sends it a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(pid_of(&self.child), signal).unwrap();
