@@ -31,19 +31,22 @@ const TABLES: [&str; 10] = [
     "verdict_trips",
 ];
 
-/// What a part says of itself when it is in the middle of it.
-const MIDDLES: [(&str, &str); 10] = [
-    ("launch", "== launch"),
-    ("launch", "without a line: round 2"),
-    ("launch", "over a line of 11 ms"),
-    ("local", "with a running manager"),
-    ("verdict", "== verdict"),
-    ("verdict", "over a line of 11 ms"),
-    ("idle", "0.20.0, 4"),
-    ("channel", "round 1"),
-    ("crowd", "3 at once, round 1"),
-    ("program", "== program"),
+/// What a part says of itself when it is in the middle of it, and how it is told to take long enough
+/// there.
+const MIDDLES: [(&str, &str, &[&str]); 10] = [
+    ("launch", "== launch", SMALLEST),
+    ("launch", "without a line: round 2", SMALLEST),
+    ("launch", "over a line of 11 ms", SMALLEST),
+    ("local", "without a manager: round 2", &["--rounds", "1000"]),
+    ("verdict", "== verdict", SMALLEST),
+    ("verdict", "over a line of 11 ms", SMALLEST),
+    ("idle", "0.20.0, 4", &["--connections", "4"]),
+    ("channel", "round 1", SMALLEST),
+    ("crowd", "3 at once, round 1", SMALLEST),
+    ("program", "== program", &["--rounds", "10000"]),
 ];
+
+const SMALLEST: &[&str] = &["--smallest"];
 
 /// A benchmark that runs. Where a test fails it is ended in the way that ends all it has started.
 struct Bench(Option<Running>);
@@ -55,8 +58,12 @@ impl Bench {
 
     /// At its smallest, with these arguments more.
     fn smallest(home: &Home, out: &Path, more: &[&str]) -> Self {
-        let bench = home.program(&programs().bench, ["--smallest", "--no-build", "--peer"]);
-        Self::start(bench.arg(peer()).arg("--out").arg(out).args(more))
+        Self::with(home, out, &[SMALLEST, more].concat())
+    }
+
+    fn with(home: &Home, out: &Path, arguments: &[&str]) -> Self {
+        let bench = home.program(&programs().bench, ["--no-build", "--peer"]);
+        Self::start(bench.arg(peer()).arg("--out").arg(out).args(arguments))
     }
 
     #[track_caller]
@@ -212,10 +219,10 @@ fn the_benchmark_works_and_leaves_nothing() {
 
 #[test]
 fn an_interrupted_benchmark_ends_all_it_started_and_writes_what_it_has() {
-    for (number, (part, middle)) in MIDDLES.into_iter().enumerate() {
+    for (number, (part, middle, size)) in MIDDLES.into_iter().enumerate() {
         let home = Home::new();
         let out = home.path("out");
-        let bench = Bench::smallest(&home, &out, &["--parts", part]);
+        let bench = Bench::with(&home, &out, &[&["--parts", part], size].concat());
         bench.told_on_stderr(middle);
         let traces = eventually("a benchmark at work", || {
             Some(Traces::of(&bench)).filter(Traces::is_at_work)
