@@ -104,9 +104,11 @@ impl Questions {
             file.write(true).create_new(true).mode(0o700).open(script).map_err(system)?;
         file.write_all(SCRIPT.as_bytes()).map_err(system)?;
         drop(file);
-        let path = folder.path().join("questions");
+        // Under its name it is open from the first moment: others take a closed one for left behind.
+        let [path, name] = ["unopened", "questions"].map(|name| folder.path().join(name));
         rustix::fs::mkfifoat(rustix::fs::CWD, &path, Mode::RUSR | Mode::WUSR).map_err(system)?;
         let pipe = open_both(&path).map_err(system)?;
+        fs::rename(path, name).map_err(system)?;
         Ok(Self { folder, pipe, pending: Vec::new(), answers: BTreeMap::new() })
     }
 
