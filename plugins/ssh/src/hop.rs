@@ -7,10 +7,10 @@ use std::time::Duration;
 use distant_plugin_api::message::{LogLevel, Stage, Verification};
 use distant_plugin_api::secret::Secret;
 use distant_plugin_api::{Caller, ErrorKind, LaunchError};
-use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::agent::Agent;
 use crate::backend::{Backend, Failure, NotOpened, Session, Setup};
+use crate::busy::Busy;
 use crate::child::Proxy;
 use crate::config::{Person, Settings, UnknownHost};
 use crate::dial::dial;
@@ -24,10 +24,6 @@ use crate::revoked::Revoked;
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(15);
 /// The limit of the login, without the time that a person takes.
 const LOGIN_LIMIT: Duration = Duration::from_secs(60);
-
-/// The first pause before another try where a server hung up at once, and the last one.
-const BUSY_PAUSE: Duration = Duration::from_millis(200);
-const BUSY_PAUSE_MAX: Duration = Duration::from_secs(7);
 
 /// Most known keys of other kinds that a question names.
 const OTHERS_MAX: usize = 3;
@@ -83,34 +79,17 @@ impl Opening<'_> {
     /// Whatever went wrong on the way.
     pub fn open(&self, before: Option<&Hop>) -> Result<Hop, LaunchError> {
         self.caller.stage(Stage::Connect)?;
-        let mut pause = BUSY_PAUSE;
+        let mut busy = Busy::default();
         loop {
             match self.open_once(before)? {
                 Opened::Ready(hop) => return Ok(*hop),
-                Opened::HungUp(error) if pause > BUSY_PAUSE_MAX => return Err(error),
-                Opened::HungUp(_) => {
-                    if pause == BUSY_PAUSE {
-                        let text = format!(
-                            "`{}` hung up at once, as if it had too many logins; trying again",
-                            self.place()
-                        );
-                        self.caller.notice(LogLevel::Warn, text)?;
+                Opened::HungUp(error) => {
+                    if !busy.try_again(&self.place(), self.caller)? {
+                        return Err(error);
                     }
-                    // Those that were sent away together do not come back together.
-                    self.rest(pause.mul_f64(rand::random::<f64>() + 0.5))?;
-                    pause *= 2;
                 }
             }
         }
-    }
-
-    /// Does nothing for a while, unless the launch is cancelled.
-    fn rest(&self, pause: Duration) -> Result<(), LaunchError> {
-        let cancel = self.caller.cancel_fd();
-        let mut fds = [PollFd::new(&cancel, PollFlags::IN)];
-        let pause = Timespec::try_from(pause).ok();
-        rustix::event::poll(&mut fds, pause.as_ref()).map_err(system)?;
-        self.caller.check()
     }
 
     fn open_once(&self, before: Option<&Hop>) -> Result<Opened, LaunchError> {

@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod backend;
+pub mod busy;
 pub mod certificate;
 pub mod child;
 pub mod config;
