@@ -56,7 +56,7 @@ fn launch(request: &LaunchRequest, caller: &Caller) -> Result<(), LaunchError> {
         match bootstrap::launch(&login, request, Tunnel::of(request), caller) {
             Err(error) if login.outcome() == Outcome::HungUp => {
                 drop(login);
-                if !busy.try_again(&words::place(&settings), caller)? {
+                if !busy.try_again(&settings.place(), caller)? {
                     return Err(error);
                 }
             }

@@ -25,7 +25,7 @@ use crate::arguments::Arguments;
 use crate::heard::Heard;
 use crate::process::{described, Process, END_LIMIT};
 use crate::questions::{Asked, Kind, Questions};
-use crate::words::{place, Step, Words};
+use crate::words::{Step, Words};
 use crate::{no_program, tunnel};
 
 /// The limit of the key exchange, which begins when the connection is made.
@@ -369,7 +369,7 @@ impl<'a> Login<'a> {
         let error = |message| LaunchError::new(ErrorKind::TimedOut, message);
         match step {
             Step::Connecting => {
-                error(format!("`{}` does not speak ssh, or is too slow", place(self.settings)))
+                error(format!("`{}` does not speak ssh, or is too slow", self.settings.place()))
             }
             _ => error(format!(
                 "`{}@{}` took too long over the login",

@@ -212,7 +212,7 @@ impl Words {
 
     /// Why there is no login; `status` is how `ssh` ended.
     pub(crate) fn error(&self, settings: &Settings, status: &str) -> LaunchError {
-        let place = place(settings);
+        let place = settings.place();
         let error = LaunchError::new;
         let made = if self.says("REMOTE HOST IDENTIFICATION HAS CHANGED") {
             return self.changed(&place, settings);
@@ -332,16 +332,6 @@ fn trace(line: &str) -> Option<&str> {
 fn key_name(offered: &str) -> String {
     let before = offered.split_once(" SHA256:").map_or(offered, |(before, _)| before);
     before.rsplit_once(' ').map_or(before, |(name, _)| name).to_owned()
-}
-
-/// Where a launch goes to, for people.
-pub(crate) fn place(settings: &Settings) -> String {
-    let Settings { host, port, .. } = settings;
-    if host.contains(':') {
-        format!("[{host}]:{port}")
-    } else {
-        format!("{host}:{port}")
-    }
 }
 
 #[cfg(test)]

@@ -63,15 +63,6 @@ pub struct Opening<'a> {
 }
 
 impl Opening<'_> {
-    fn place(&self) -> String {
-        let Settings { host, port, .. } = self.settings;
-        if host.contains(':') {
-            format!("[{host}]:{port}")
-        } else {
-            format!("{host}:{port}")
-        }
-    }
-
     /// Opens it, through the one before if there is one.
     ///
     /// # Errors
@@ -84,7 +75,7 @@ impl Opening<'_> {
             match self.open_once(before)? {
                 Opened::Ready(hop) => return Ok(*hop),
                 Opened::HungUp(error) => {
-                    if !busy.try_again(&self.place(), self.caller)? {
+                    if !busy.try_again(&self.settings.place(), self.caller)? {
                         return Err(error);
                     }
                 }
@@ -190,7 +181,7 @@ impl Opening<'_> {
         if self.caller.is_cancelled() {
             return LaunchError::cancelled();
         }
-        let place = self.place();
+        let place = self.settings.place();
         if guard.is_late() {
             let message = format!("`{place}` does not speak ssh, or is too slow");
             return LaunchError::new(ErrorKind::TimedOut, message)
@@ -209,7 +200,7 @@ impl Opening<'_> {
         key: &[u8],
         guard: &Guard,
     ) -> Result<(), LaunchError> {
-        let place = self.place();
+        let place = self.settings.place();
         let fingerprint = known_hosts::fingerprint(key);
         let refuse = |message: String| Err(LaunchError::new(ErrorKind::HostKey, message));
         self.check_revoked(key)?;
@@ -249,7 +240,7 @@ impl Opening<'_> {
     /// Refuses a key that the file of `RevokedHostKeys` names, and every key if it cannot be read.
     fn check_revoked(&self, key: &[u8]) -> Result<(), LaunchError> {
         let Some(file) = &self.settings.revoked else { return Ok(()) };
-        let place = self.place();
+        let place = self.settings.place();
         let error = |message| LaunchError::new(ErrorKind::HostKey, message);
         match Revoked::read(file) {
             Ok(revoked) if !revoked.holds(key) => Ok(()),
@@ -276,7 +267,7 @@ impl Opening<'_> {
         others: &[(known_hosts::Place, String)],
         guard: &Guard,
     ) -> Result<(), LaunchError> {
-        let place = self.place();
+        let place = self.settings.place();
         let message = format!("the host key of `{place}` is not known");
         let fingerprint = known_hosts::fingerprint(key);
         let kind = match known_hosts::kind(key).as_str() {
