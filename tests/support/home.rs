@@ -241,10 +241,8 @@ impl Invocation {
 fn what_outlives_its_parent_is_found_and_fails_the_test() {
     let home = Home::new();
     home.program("sh", ["-c", "setsid sleep 1000 >/dev/null 2>&1 & "]).run().success();
-    // While it becomes another program it shows no environment, and so no mark.
-    let left = crate::support::eventually("what outlives its parent", || {
-        Some(home.processes()).filter(|left| left.len() == 1)
-    });
+    let left = home.processes();
+    assert_eq!(left.len(), 1, "{left:#?}");
     assert!(left[0].lives());
     let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let left = Look::left(home.mark(), Duration::ZERO);

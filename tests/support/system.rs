@@ -4,6 +4,7 @@
 //! environment that it was started with. So each fixture has a variable of its own in there.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
@@ -22,31 +23,43 @@ pub(crate) struct Seen {
     pub(crate) state: char,
     /// What it was started with, blanks between the words.
     pub(crate) command: String,
+    /// When it was started, in the kernel's ticks; with the number it names the process, whatever
+    /// program it becomes and whoever adopts it.
+    started: u64,
+    /// Whether an environment can be read from it; also while the kernel does not say yet, or does
+    /// not say any more of one that is about to end.
+    has_environment: bool,
 }
+
+/// A flag of a process: it is the kernel's own, and never has an environment.
+const OF_THE_KERNEL: u64 = 0x0020_0000;
 
 impl Seen {
     fn at(pid: u32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // The second field is the name in parentheses, which may hold anything.
         let (head, tail) = stat.rsplit_once(") ")?;
-        let mut fields = tail.split(' ');
-        let state = fields.next()?.chars().next()?;
-        let parent = fields.next()?.parse().ok()?;
+        let fields: Vec<_> = tail.split_whitespace().collect();
+        // As proc(5) counts them: these begin with the third.
+        let number = |count: usize| fields.get(count - 3)?.parse::<u64>().ok();
+        let state = fields.first()?.chars().next()?;
+        let parent = fields.get(1)?.parse().ok()?;
+        let started = number(22)?;
+        let has_ended = matches!(state, 'Z' | 'X');
+        let [start, end] = [number(50)?, number(51)?];
+        let is_empty = end > 0 && start == end;
+        let has_environment = !is_empty && !has_ended && number(9)? & OF_THE_KERNEL == 0;
         let words = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let words = String::from_utf8_lossy(&words).replace('\0', " ").trim().to_owned();
         let name = || head.split_once(" (").map_or(head, |(_, name)| name).to_owned();
         let command = if words.is_empty() { name() } else { words };
-        Some(Self { pid, parent, state, command })
+        Some(Self { pid, parent, state, command, started, has_environment })
     }
 
     /// Tells whether the same process is still there, a zombie counting as gone.
     pub(crate) fn lives(&self) -> bool {
         let now = Self::at(self.pid);
-        now.is_some_and(|now| now.state != 'Z' && now.parent_or_adopted(self))
-    }
-
-    fn parent_or_adopted(&self, before: &Self) -> bool {
-        self.command == before.command || self.parent == before.parent
+        now.is_some_and(|now| !matches!(now.state, 'Z' | 'X') && now.started == self.started)
     }
 
     /// Kills it at once.
@@ -69,9 +82,18 @@ pub(crate) struct Look;
 impl Look {
     /// Processes whose environment holds `NAME=value`, whatever became of their parents.
     pub(crate) fn marked(mark: &str) -> Vec<Seen> {
-        let holds = |pid: &u32| {
-            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            environment.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes())
+        let holds = |pid: &u32| loop {
+            let environment = match fs::read(format!("/proc/{pid}/environ")) {
+                Err(error) if error.kind() == ErrorKind::PermissionDenied => break false,
+                environment => environment.unwrap_or_default(),
+            };
+            // A process that becomes another program, or is about to end, has nothing to be read
+            // for a moment.
+            if environment.is_empty() && Seen::at(*pid).is_some_and(|seen| seen.has_environment) {
+                std::thread::yield_now();
+                continue;
+            }
+            break environment.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes());
         };
         processes().filter(holds).filter_map(Seen::at).collect()
     }
