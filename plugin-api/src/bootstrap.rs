@@ -17,7 +17,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::connect_line::{ConnectLine, HELLO_LINE, PROOF_LINE};
+use crate::connect_line::{ConnectLine, HELLO_LINE, HELLO_MAX, PROOF_LINE};
 use crate::message::{
     BindServer, ErrorKind, LaunchError, LaunchRequest, LogLevel, ServerCommand, Stage,
 };
@@ -142,8 +142,6 @@ const KILL_LIMIT: Duration = Duration::from_secs(3);
 /// How long the command may take to say that it has heard `keep`. Nobody waits for that but the
 /// launch itself, and the line may be slow; what is not heard is the end of the server.
 const KEEP_LIMIT: Duration = Duration::from_secs(15);
-/// Longest hello of a server that is handed on.
-const HELLO_MAX: usize = 4096;
 /// Addresses of a machine that are kept.
 const ADDRESSES_MAX: usize = 16;
 /// Places that an error shows, and their length: a `PATH` may be long.

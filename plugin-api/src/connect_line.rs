@@ -18,6 +18,9 @@ pub const PROOF_LINE: &str = "distant-server proof=1";
 /// first client; what follows is for that client.
 pub const HELLO_LINE: &str = "distant-server hello=";
 
+/// Longest of what follows there that is taken; it has about 400 bytes.
+pub const HELLO_MAX: usize = 4096;
+
 /// What a connect line says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectLine {

@@ -10,6 +10,7 @@ use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use distant_plugin_api::connect_line::HELLO_MAX;
 use distant_plugin_api::secret::SessionKey;
 use hmac::{Hmac, Mac};
 use p256::ecdh::EphemeralSecret;
@@ -31,9 +32,6 @@ pub(super) const METHOD_NONE: &str = "none";
 pub(super) const METHOD_KEY: &str = "static_key";
 /// The method in which the key is proved, by both ends.
 pub(super) const METHOD_PROOF: &str = "static_key_proof";
-
-/// Longest text of a [`Told`] that is read.
-const TOLD_MAX: usize = 4096;
 
 /// Bytes of a version as it is sent.
 pub(super) const VERSION_LENGTH: usize = 24;
@@ -244,7 +242,7 @@ pub struct Told {
 impl Told {
     /// Reads the text; nothing if it is none, or of a server that this client does not know.
     pub fn parse(text: &str) -> Option<Self> {
-        let bytes = hex::decode(Some(text).filter(|text| text.len() <= TOLD_MAX)?).ok()?;
+        let bytes = hex::decode(Some(text).filter(|text| text.len() <= HELLO_MAX)?).ok()?;
         let (version, offer, half): (Vec<u8>, Vec<u8>, Vec<u8>) = super::unpack(&bytes).ok()?;
         let version = version.try_into().ok()?;
         check_version(&version).ok()?;
