@@ -59,14 +59,13 @@ struct State {
     written: u64,
     /// The count of the last frame that is no longer kept.
     dropped: u64,
-    /// Frames that were ever queued, taken, and written by whoever took them.
+    /// Frames that were ever taken, and written by whoever took them.
     passed: Passed,
     is_closed: bool,
 }
 
 #[derive(Debug, Default)]
 struct Passed {
-    queued: u64,
     taken: u64,
     flushed: u64,
 }
@@ -162,7 +161,10 @@ impl Outbox {
     /// Waits until what is queued now has been written. Only where nothing is kept for a reconnection,
     /// which would have some of it written again.
     pub(super) async fn flushed(&self) -> Result<(), Closed> {
-        let until = self.state().passed.queued;
+        let until = {
+            let state = self.state();
+            state.passed.taken + state.queue.len() as u64
+        };
         loop {
             let flushed = self.flushed.notified();
             tokio::pin!(flushed);
@@ -289,7 +291,6 @@ impl State {
         }
         self.queued += frame.len() + OVERHEAD;
         self.queue.push_back(frame.clone());
-        self.passed.queued += 1;
         Ok(())
     }
 
