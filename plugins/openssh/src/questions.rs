@@ -3,8 +3,10 @@
 //! That program is a script in a private folder. It hands the question on through one pipe there and
 //! reads the answer from another, so that no secret is in an argument, an environment or a file, and
 //! nothing besides `/bin/sh` is needed. Whoever can write into that folder is this user.
+//!
+//! All pipes are made and held open here before anybody can ask, so that whoever asks or waits hears
+//! of our end at any moment: its pipes are closed then.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -23,23 +25,29 @@ const PREFIX: &str = "distant-ssh-";
 const FOLDER_MAX: usize = 70;
 /// Bytes of questions that are read at once, or a little more; the rest waits in the pipe.
 const READ_MAX: usize = 16 * 1024;
-/// Most questions of a launch.
-const QUESTIONS_MAX: usize = 64;
+/// Most questions that wait for an answer at once; further ones are refused. Each of the hosts on the
+/// way has one program that asks, and that asks one question at a time.
+const WAITING_MAX: usize = 8;
 
 /// `ssh` runs it with the question, and takes what it prints for the answer. One that only tells the
-/// person something is not waited for.
+/// person something is not waited for. A pipe is opened for both directions first, as that waits for
+/// nobody, and then for the one that is needed: with no end of ours open it is at its end at once.
 const SCRIPT: &str = r#"#!/bin/sh
 # Hands a question of ssh on to the launch that it belongs to, and the answer back.
 folder=${0%/*}
-answers=$folder/$$
 if [ "$SSH_ASKPASS_PROMPT" != none ]; then
-    mkfifo -m 600 "$answers" || exit 1
-    trap 'rm -f "$answers"' 0
-    trap 'exit 1' 1 2 13 15
+    own=$folder/$$
+    for pipe in "$folder"/answer-*; do
+        mv -f "$pipe" "$own" 2>/dev/null && break
+    done
+    [ -p "$own" ] || exit 1
+    exec 3<>"$own" 4<"$own" 3>&-
+    rm -f "$own"
 fi
-printf '%s\t%s\t%s\000' "$$" "$SSH_ASKPASS_PROMPT" "$1" > "$folder/questions" || exit 1
+exec 3<>"$folder/questions" 5>"$folder/questions" 3>&-
+printf '%s\t%s\t%s\000' "${pipe##*-}" "$SSH_ASKPASS_PROMPT" "$1" >&5 || exit 1
 [ "$SSH_ASKPASS_PROMPT" = none ] && exit 0
-IFS= read -r answer < "$answers"
+IFS= read -r answer <&4
 case $answer in
     +*) printf '%s\n' "${answer#?}" ;;
     *) exit 1 ;;
@@ -51,15 +59,15 @@ pub(crate) struct Questions {
     folder: tempfile::TempDir,
     pipe: File,
     pending: Vec<u8>,
-    /// The pipes of those who have asked, open until the launch is over: an answer is lost when
-    /// nobody has its pipe open, and whoever waits for one hears that we have ended by its end.
-    answers: BTreeMap<u32, File>,
+    /// The pipes for answers, of which whoever asks takes one.
+    answers: [Option<File>; WAITING_MAX],
 }
 
 /// What `ssh` wants to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Asked {
-    process: u32,
+    /// Which pipe the answer goes to, if one is waited for.
+    pipe: Option<usize>,
     /// What it asks.
     pub(crate) kind: Kind,
 }
@@ -104,12 +112,12 @@ impl Questions {
             file.write(true).create_new(true).mode(0o700).open(script).map_err(system)?;
         file.write_all(SCRIPT.as_bytes()).map_err(system)?;
         drop(file);
-        // Under its name it is open from the first moment: others take a closed one for left behind.
-        let [path, name] = ["unopened", "questions"].map(|name| folder.path().join(name));
-        rustix::fs::mkfifoat(rustix::fs::CWD, &path, Mode::RUSR | Mode::WUSR).map_err(system)?;
-        let pipe = open_both(&path).map_err(system)?;
-        fs::rename(path, name).map_err(system)?;
-        Ok(Self { folder, pipe, pending: Vec::new(), answers: BTreeMap::new() })
+        let pipe = make_pipe(folder.path(), "questions").map_err(system)?;
+        let mut answers = [const { None }; WAITING_MAX];
+        for (count, answer) in answers.iter_mut().enumerate() {
+            *answer = Some(make_pipe(folder.path(), &answer_name(count)).map_err(system)?);
+        }
+        Ok(Self { folder, pipe, pending: Vec::new(), answers })
     }
 
     /// What `SSH_ASKPASS` is to be.
@@ -139,28 +147,40 @@ impl Questions {
         loop {
             let end = self.pending.iter().position(|byte| *byte == 0)?;
             let question: Vec<u8> = self.pending.drain(..=end).collect();
-            let Some(asked) = parse(&String::from_utf8_lossy(&question[..end])) else { continue };
-            if !matches!(asked.kind, Kind::Tell(_)) && self.answers.len() < QUESTIONS_MAX {
-                // Whoever asked may be gone, with its pipe.
-                let path = self.folder.path().join(asked.process.to_string());
-                if let Ok(pipe) = open_both(&path) {
-                    self.answers.insert(asked.process, pipe);
-                }
+            let asked = parse(&String::from_utf8_lossy(&question[..end]));
+            if asked.is_some() {
+                return asked;
             }
-            return Some(asked);
         }
     }
 
     /// Gives the answer, or says that there is none.
     pub(crate) fn answer(&mut self, asked: &Asked, answer: Option<&Secret>) {
-        let Some(pipe) = self.answers.get_mut(&asked.process) else { return };
+        let Some(count) = asked.pipe else { return };
+        let Some(place) = self.answers.get_mut(count) else { return };
+        let Some(mut pipe) = place.take() else { return };
         let lines: &[&[u8]] = match answer {
             Some(answer) => &[b"+", answer.expose().as_bytes(), b"\n"],
             None => &[b"-\n"],
         };
-        // A pipe that nobody has read from yet takes this at once.
+        // A pipe that nobody has read from yet takes this at once, and keeps it for whoever asked, who
+        // has it open. The next question needs another.
         let _ = lines.iter().try_for_each(|part| pipe.write_all(part));
+        *place = make_pipe(self.folder.path(), &answer_name(count)).ok();
     }
+}
+
+fn answer_name(count: usize) -> String {
+    format!("answer-{count}")
+}
+
+/// Makes a pipe that is open from the first moment that it has its name.
+fn make_pipe(folder: &Path, name: &str) -> io::Result<File> {
+    let path = folder.join("unopened");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &path, Mode::RUSR | Mode::WUSR)?;
+    let pipe = open_both(&path)?;
+    fs::rename(path, folder.join(name))?;
+    Ok(pipe)
 }
 
 /// Opens a pipe for both directions, so that nothing waits for the other side.
@@ -222,9 +242,14 @@ fn is_in_use(folder: &Path, maker: u32) -> bool {
 
 fn parse(question: &str) -> Option<Asked> {
     let mut parts = question.splitn(3, '\t');
-    let (process, hint, text) = (parts.next()?, parts.next()?, parts.next()?);
+    let (pipe, hint, text) = (parts.next()?, parts.next()?, parts.next()?);
     let text: String = text.chars().filter(|c| *c == '\n' || !c.is_control()).collect();
-    Some(Asked { process: process.parse().ok()?, kind: kind(hint, &text) })
+    let kind = kind(hint, &text);
+    let pipe = match kind {
+        Kind::Tell(_) => None,
+        _ => Some(pipe.parse().ok()?),
+    };
+    Some(Asked { pipe, kind })
 }
 
 fn kind(hint: &str, text: &str) -> Kind {
@@ -287,7 +312,7 @@ fn named_place(named: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Command, Stdio};
+    use std::process::{Child, Command, Stdio};
 
     use rustix::event::{PollFd, PollFlags, Timespec};
 
@@ -324,47 +349,97 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_question_reaches_us_and_its_answer_comes_back_whole() {
-        let mut questions = Questions::new().unwrap();
-        let mode = fs::metadata(questions.folder.path()).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o700);
-        let ask = |questions: &Questions, hint: Option<&str>, text: &str| {
-            let mut askpass = Command::new(questions.program());
-            askpass.arg(text).stdout(Stdio::piped()).env_remove("SSH_ASKPASS_PROMPT");
-            if let Some(hint) = hint {
-                askpass.env("SSH_ASKPASS_PROMPT", hint);
+    fn ask(program: &Path, hint: Option<&str>, text: &str) -> Child {
+        let mut askpass = Command::new(program);
+        askpass.arg(text).stdout(Stdio::piped()).env_remove("SSH_ASKPASS_PROMPT");
+        if let Some(hint) = hint {
+            askpass.env("SSH_ASKPASS_PROMPT", hint);
+        }
+        askpass.spawn().unwrap()
+    }
+
+    fn wait(questions: &mut Questions) -> Asked {
+        loop {
+            if let Some(asked) = questions.take() {
+                return asked;
             }
-            askpass.spawn().unwrap()
-        };
-        let wait = |questions: &mut Questions| {
             let limit = Timespec { tv_sec: 60, tv_nsec: 0 };
             let mut fds = [PollFd::new(&questions.pipe, PollFlags::IN)];
             assert_eq!(rustix::event::poll(&mut fds, Some(&limit)), Ok(1));
-            questions.take().unwrap()
+        }
+    }
+
+    #[test]
+    fn a_question_reaches_us_and_its_answer_comes_back_whole() {
+        let mut questions = Questions::new().unwrap();
+        let program = questions.program();
+        let mode = fs::metadata(questions.folder.path()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        let files = |questions: &Questions| {
+            let entries = fs::read_dir(questions.folder.path()).unwrap();
+            let mut files: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+            files.sort();
+            files
         };
+        let before = files(&questions);
         let secret = r"  -n a\b 'c' $d %s ü ";
         let answers =
             [(Some(secret), format!("{secret}\n")), (Some(""), "\n".into()), (None, String::new())];
-        for (answer, expected) in answers {
-            let askpass = ask(&questions, None, "me@box's password: ");
+        // More often than there are pipes.
+        for (answer, expected) in answers.iter().cycle().take(WAITING_MAX + 4) {
+            let askpass = ask(&program, None, "me@box's password: ");
             let asked = wait(&mut questions);
             assert_eq!(asked.kind, Kind::Password("me@box".into()));
             questions.answer(&asked, answer.map(Secret::new).as_ref());
             let output = askpass.wait_with_output().unwrap();
-            assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
+            assert_eq!(String::from_utf8(output.stdout).unwrap(), *expected);
             assert_eq!(output.status.success(), answer.is_some());
         }
-        let askpass = ask(&questions, Some("none"), "touch it");
+        let askpass = ask(&program, Some("none"), "touch it");
         assert_eq!(wait(&mut questions).kind, Kind::Tell("touch it".into()));
         assert!(askpass.wait_with_output().unwrap().status.success());
         // Neither a pipe nor an answer is left in the folder.
-        let mut left: Vec<_> = fs::read_dir(questions.folder.path())
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        left.sort();
-        assert_eq!(left, ["askpass", "questions"]);
+        assert_eq!(files(&questions), before);
+    }
+
+    #[test]
+    fn each_of_many_questions_gets_its_own_answer_and_too_many_are_refused() {
+        let mut questions = Questions::new().unwrap();
+        let program = questions.program();
+        let asking: Vec<_> =
+            (0..WAITING_MAX).map(|count| ask(&program, None, &count.to_string())).collect();
+        let asked: Vec<_> = (0..WAITING_MAX).map(|_| wait(&mut questions)).collect();
+        assert!(!ask(&program, None, "more").wait().unwrap().success());
+        for asked in asked.iter().rev() {
+            let Kind::Other(text) = &asked.kind else { panic!("{asked:?}") };
+            questions.answer(asked, Some(&Secret::new(format!("answer to {text}"))));
+        }
+        for (count, asking) in asking.into_iter().enumerate() {
+            let output = asking.wait_with_output().unwrap();
+            assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("answer to {count}\n"));
+        }
+    }
+
+    #[test]
+    fn whoever_asks_when_we_are_gone_ends_at_once() {
+        // As after SIGKILL: the folder is still there, and nobody has its pipes open.
+        let Questions { folder, pipe, answers, .. } = Questions::new().unwrap();
+        drop((pipe, answers));
+        let long = "x".repeat(100_000);
+        for (hint, text) in [(None, "PIN: "), (Some("none"), "touch it"), (None, &*long)] {
+            let mut askpass = ask(&folder.path().join("askpass"), hint, text);
+            let ended = rustix::process::pidfd_open(
+                rustix::process::Pid::from_child(&askpass),
+                rustix::process::PidfdFlags::empty(),
+            );
+            let ended = ended.unwrap();
+            let mut fds = [PollFd::new(&ended, PollFlags::IN)];
+            let limit = Timespec { tv_sec: 60, tv_nsec: 0 };
+            let count = rustix::event::poll(&mut fds, Some(&limit));
+            let _ = askpass.kill();
+            assert!(!askpass.wait().unwrap().success());
+            assert_eq!(count, Ok(1), "{hint:?} waits for nobody");
+        }
     }
 
     #[test]
