@@ -27,8 +27,8 @@ use watch::{remember, shown, Watch, Woken, OUTPUT_MAX, WORD_MAX};
 /// Another machine, or another place on this one, that runs commands for us.
 pub trait Remote: Sync {
     /// Runs one command by the login shell there, in a process group of its own, without a
-    /// terminal. Where a program has to be [brought](Remote::upload) there, this is called again after
-    /// each command's end.
+    /// terminal. [`launch`] does so once; where a program has to be [brought](Remote::upload) there,
+    /// that command takes it on its standard input.
     ///
     /// # Errors
     ///
@@ -56,7 +56,7 @@ pub trait Remote: Sync {
     /// may have blanks and whatever else means something to a shell. `caller` can be told the progress, and
     /// knows when nobody wants it any more.
     ///
-    /// `None`, the default, is for those who know none: then [`Remote::exec`] brings it. Whatever is
+    /// The command waits meanwhile. `None`, the default, is for those who know no other way. Whatever is
     /// at `to` after an error is removed, and what is there after a success is checked.
     fn upload(&self, file: &Path, to: &str, caller: &Caller) -> Option<Result<(), LaunchError>> {
         let _ = (file, to, caller);
@@ -168,14 +168,7 @@ pub fn launch(
     caller: &Caller,
 ) -> Result<(), LaunchError> {
     caller.stage(Stage::Start)?;
-    let mut server = match (Server::start(remote, request, caller), &request.server.upload) {
-        (Err(error), Some(program)) if error.kind == ErrorKind::ServerNotFound => {
-            upload::bring(remote, request, program, caller)?;
-            caller.stage(Stage::Start)?;
-            Server::start(remote, request, caller)?
-        }
-        (started, _) => started?,
-    };
+    let mut server = Server::start(remote, request, caller)?;
     match offer::offer(remote, request, tunnel, caller, &mut server) {
         Ok(()) => server.keep(&request.destination.host, KEEP_LIMIT),
         Err(error) => {
@@ -206,9 +199,17 @@ impl Server {
         let marker = format!("distant-{:032x}", rand::random::<u128>());
         let asks_for_addresses = remote.reach() == Reach::Reported;
         let command = script::command(&request.server, &marker, asks_for_addresses)?;
-        let (mut watch, stdin) = Watch::new(remote.exec(&command)?, marker);
+        let (mut watch, mut stdin) = Watch::new(remote.exec(&command)?, marker);
         let mut server = Found::default();
-        if let Err(error) = server.listen(request, remote.start_limit(), &mut watch, caller) {
+        let mut outcome = server.listen(request, remote.start_limit(), &mut watch, caller);
+        if let (Err(_), true, Some(program)) = (&outcome, server.missing, &request.server.upload) {
+            stdin = upload::bring(remote, request, program, caller, &mut watch, stdin)?;
+            server = Found { begun: true, ..Found::default() };
+            outcome = caller
+                .stage(Stage::Start)
+                .and_then(|()| server.listen(request, remote.start_limit(), &mut watch, caller));
+        }
+        if let Err(error) = outcome {
             drop(stdin);
             watch.until_end(KILL_LIMIT);
             return Err(error);

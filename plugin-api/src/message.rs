@@ -460,14 +460,14 @@ pub struct Exec {
 ///
 /// The host starts `argv` as a child of its own: without a shell, `argv[0]` looked up in `PATH`, in a
 /// process group of its own that ends with the launch. The command needs its standard input until
-/// the launch is over: `docker exec` wants `-i` for that.
+/// the launch is over, on which also a program arrives that is [brought](Upload) there: `docker exec`
+/// wants `-i` for that.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
     /// The id of [`Exec`].
     pub id: u64,
     /// The program and its arguments. `{command}` is replaced by [`Exec::command`] wherever it is in
-    /// a word; where it is in none, the plugin has put the command in itself, and no program can be
-    /// [brought](Upload) there, which takes more than one command.
+    /// a word; where it is in none, the plugin has put the command in itself.
     pub argv: Vec<String>,
     /// The name or address that a server there is reached by. Without it, the address that the
     /// server says it listens on, or that its machine says it has, is taken; with `none` the server

@@ -270,19 +270,8 @@ struct Commands<'a> {
 }
 
 impl Commands<'_> {
-    /// Asks the plugin how a command is run. It is asked once: further commands, which bring a program
-    /// there, are run like the first.
+    /// Asks the plugin how the command is run.
     fn ask(&self, command: &str) -> Result<&Run, LaunchError> {
-        if let Some(run) = self.run.get() {
-            if run.argv.iter().any(|word| word.contains(COMMAND)) {
-                return Ok(run);
-            }
-            let message = "no program can be brought there";
-            let cause = format!("plugin `{}` runs one command alone", self.plugin.name);
-            return Err(LaunchError::new(ErrorKind::ServerNotFound, message)
-                .caused_by(cause)
-                .with_hint("install distant there, or name it with `--distant <PATH>`"));
-        }
         let exec = Exec { id: EXEC, command: command.to_owned() };
         self.plugin.session.wants_run();
         self.plugin.send(&HostMessage::Exec(exec));

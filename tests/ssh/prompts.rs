@@ -6,7 +6,7 @@ use std::fs;
 use serde_json::{json, Value};
 
 use super::each_backend;
-use crate::support::{keygen, programs, repository, Home, Invocation, Manager, Running};
+use crate::support::{keygen, peer, programs, repository, Home, Invocation, Manager, Running};
 
 const CODE: &str = "One-time code: ";
 const PIN: &str = "PIN: ";
@@ -37,9 +37,13 @@ impl Stub {
     }
 
     fn launch(&self, home: &Home, backend: &str) -> Invocation {
-        let to = format!("ssh://me@127.0.0.1:{}", self.port);
         let distant = programs().distant.display().to_string();
-        home.ours(["launch", &to, "--distant", &distant, &format!("--options=backend={backend}")])
+        self.launch_with(home, backend, &["--distant", &distant])
+    }
+
+    fn launch_with(&self, home: &Home, backend: &str, program: &[&str]) -> Invocation {
+        let to = format!("ssh://me@127.0.0.1:{}", self.port);
+        home.ours(["launch", &to, &format!("--options=backend={backend}")]).args(program)
     }
 
     /// Ends it, and gives each round of answers that it got.
@@ -65,6 +69,7 @@ impl Seen {
         loop {
             let message = launch.json();
             match message["type"].as_str() {
+                Some("progress") => {}
                 Some("auth_info") => told.push(message["text"].as_str().unwrap().to_owned()),
                 Some("auth_challenge") => {
                     let next = answers.next().unwrap_or_else(|| panic!("too many: {message}"));
@@ -139,6 +144,19 @@ each_backend! {
             told.insert(0, instructions.as_str().unwrap().to_owned());
         }
         assert_eq!(told, ["2FA title\nPlease answer two questions", "Your badge ends soon"]);
+        assert_eq!(stub.end(), [vec!["123456", "2580"], vec![]]);
+    }
+
+    fn a_one_time_code_is_asked_for_once_where_a_program_is_brought(backend: &str) {
+        let home = Home::new();
+        let _manager = Manager::start(&home);
+        let stub = Stub::start(&home);
+        let upload = ["--distant-upload", &peer().display().to_string()];
+        let answers = split(backend, &["123456", "2580"]);
+        let seen = Seen::of(stub.launch_with(&home, backend, &upload), &answers);
+        assert_eq!(seen.end["type"], "launched", "{}", seen.end);
+        assert_eq!(seen.questions().len(), 2);
+        assert_eq!(fs::read_dir(home.path("stub/distant/bin")).unwrap().count(), 1);
         assert_eq!(stub.end(), [vec!["123456", "2580"], vec![]]);
     }
 

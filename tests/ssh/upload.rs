@@ -87,6 +87,8 @@ each_backend! {
             }
             seen.push(brought(&sshd));
         }
+        // One for each launch, whether it has brought something or not.
+        assert_eq!((sshd.connections(), sshd.log().matches("Accepted publickey").count()), (2, 2));
         assert_eq!((seen[0].len(), &seen[0]), (1, &seen[1]));
         let there = fs::read(folder(&sshd).join(&seen[0][0])).unwrap();
         assert!(there == fs::read(peer()).unwrap());
@@ -200,7 +202,7 @@ each_backend! {
     }
 
     fn whoever_ends_in_the_middle_of_an_upload_leaves_nothing_of_it(backend: &str) {
-        for end in [End::Interrupt, End::Client, End::Worker, End::Manager] {
+        for end in ENDS {
             let home = Home::new();
             let mut manager = Some(Manager::start(&home));
             let sshd = Sshd::start(&home);
@@ -219,7 +221,7 @@ each_backend! {
             let since = Instant::now();
             finish(end, launch, &mut manager);
             let gone = || {
-                let there = home.processes().iter().any(|it| it.command.contains("mkdir -p"));
+                let there = home.processes().iter().any(|it| it.command.contains("distant/bin"));
                 (!there && brought(&sshd).is_empty() && sshd.open() == 0).then_some(())
             };
             let clean = within(LIMIT, gone);
@@ -227,6 +229,32 @@ each_backend! {
             report(format!("{end:?} during an upload, {backend}: clean after {:.2?}", since.elapsed()));
         }
     }
+
+    fn whoever_ends_when_what_was_brought_starts_leaves_the_program_alone(backend: &str) {
+        for end in ENDS {
+            let home = Home::new();
+            let mut manager = Some(Manager::start(&home));
+            let sshd = Sshd::start(&home);
+            let hangs = that_hangs(&home).display().to_string();
+            let launch = launch(&home, &sshd, backend, sshd.address, &hangs).start();
+            let runs = |seen: &Seen| seen.command.contains("server listen");
+            eventually("the server", || home.processes().iter().any(runs).then_some(()));
+            finish(end, launch, &mut manager);
+            let gone = || (!home.processes().iter().any(runs) && sshd.open() == 0).then_some(());
+            assert!(within(LIMIT, gone).is_some(), "{end:?}: {:?}", home.processes());
+            assert_eq!((brought(&sshd).len(), sshd.connections()), (1, 1));
+        }
+    }
+}
+
+/// A program that runs, and never says where it listens.
+fn that_hangs(home: &Home) -> PathBuf {
+    let text = "#include <unistd.h>\nint main(int argc, char **argv) {\n\
+                (void)argv;\n  return argc == 2 ? 0 : pause();\n}\n";
+    let (source, program) = (home.write("hangs.c", text), home.path("hangs"));
+    let made = Command::new("cc").arg(source).arg("-o").arg(&program).status().unwrap();
+    assert!(made.success());
+    program
 }
 
 /// Who is ended, and how.
@@ -237,6 +265,8 @@ enum End {
     Worker,
     Manager,
 }
+
+const ENDS: [End; 4] = [End::Interrupt, End::Client, End::Worker, End::Manager];
 
 fn finish(end: End, launch: Running, manager: &mut Option<Manager>) {
     match end {

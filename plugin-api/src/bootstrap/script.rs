@@ -90,6 +90,7 @@ pub(super) fn command(
                 (None, true) => "u".into(),
                 (None, false) => format!("u; [ -n \"$c\" ] || {find}"),
             },
+            upload::BRING.into(),
         ]),
     }
     script.push(MISSING.into());

@@ -1,12 +1,13 @@
 //! Bringing a program of this machine to where a server is to run.
 //!
-//! One command receives it: it says whether the program fits the machine before anything is sent,
-//! takes the bytes on its standard input, checks them, and only then gives the file its name. Its
-//! file lives as long as the command does, so whatever ends the connection removes half a file. The
-//! name is made of the program's content, by which [the next launch](look) finds it.
+//! The command that starts a server and has found none receives it: a launch runs one command, so
+//! nobody logs in again. It says whether the program fits the machine before anything is sent, takes
+//! the bytes on its standard input, checks them, and only then gives the file its name. Its file
+//! lives as long as the command does, so whatever ends the connection removes half a file. The name
+//! is made of the program's content, by which [the next launch](look) finds it.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -29,7 +30,8 @@ const PIECE: usize = 64 * 1024;
 /// Digits of the hash that the name has.
 const DIGITS: usize = 32;
 
-/// The words on the command's input: the bytes follow, or the file is there.
+/// The words on the command's input, behind the line that receives a program: its bytes follow, or
+/// the file is there.
 const DATA: &str = "data\n";
 const SENT: &str = "sent\n";
 
@@ -44,18 +46,23 @@ const OWN: &str = r#"o() { [ -O "${p%/*}" ] && [ -O "$p" ]; }"#;
 /// Sets `c` to the program if it is there, whole, and nobody else's.
 const LOOK: &str = r#"u() { o && [ -O "$p/%NAME%" ] && [ -x "$p/%NAME%" ] && [ "$(($(wc -c <"$p/%NAME%")))" = %SIZE% ] && c=$p/%NAME%; }"#;
 
+/// Takes the next line of the input for what receives a program, and looks for that again. In the
+/// command itself it would make every launch longer, and some login shells cut what is long.
+pub(super) const BRING: &str =
+    r#"[ -n "$c" ] || { echo "$m missing"; IFS= read -r a <&3 && eval "$a" && u; }"#;
+
 /// Receives a program. What is old is removed before there may be too little room: a program that
-/// nobody has brought for a month, and a part that a machine has left which was switched off.
-const RECEIVE: [&str; 14] = [
-    r#"exec 3<&0 </dev/null; set -f; umask 077; trap "" PIPE"#,
-    r#"echo; echo "$m begin""#,
+/// nobody has brought for a month, and a part that a machine has left which was switched off. Exactly
+/// the program's bytes are read, as the input goes on.
+const RECEIVE: [&str; 13] = [
+    r#"umask 077; trap "" PIPE"#,
     r#"f() { printf %s "$2" | tail -n 6 | while IFS= read -r l || [ -n "$l" ]; do printf %s "$m say $l"; echo; done; echo "$m failed $1"; exit 1; }"#,
     r#"a="$(uname -s) $(uname -m)"; case $a in %FITS%) ;; *) echo "$m machine $a"; exit 1;; esac"#,
     r#"o=$(mkdir -p "$p" 2>&1) || f folder "$o"; o || f folder "$p belongs to somebody else""#,
     r#"o=$(chmod 700 "$p" 2>&1) || f folder "$o"; { find "$p" -type f -name "distant-*" -mtime +30 -exec rm -f {} +; find "$p" -type f -name ".distant-*" -mtime +0 -exec rm -f {} +; } 2>/dev/null"#,
     r#"t=$p/.%NAME%.${m#distant-}; trap "exit 1" HUP INT TERM; z() { rm -f "$t"; }; trap z EXIT"#,
     r#"o=$( { : >"$t"; } 2>&1 ) || f folder "$o"; echo "$m ready $t""#,
-    r#"IFS= read -r a <&3; case $a in data) o=$( { cat <&3 >"$t"; } 2>&1 ) || f "write $?" "$o";; sent) ;; *) exit 1;; esac"#,
+    r#"IFS= read -r a <&3; case $a in data) o=$( { head -c %SIZE% <&3 >"$t"; } 2>&1 ) || f "write $?" "$o";; sent) ;; *) exit 1;; esac"#,
     r#"n=$(($(wc -c <"$t"))); [ "$n" = %SIZE% ] || f "size $n" """#,
     r#"h=$(sha256sum <"$t" 2>/dev/null || shasum -a 256 <"$t" 2>/dev/null) || h=; h=${h%% *}; case $h in ""|%SHA256%) ;; *) f hash "";; esac"#,
     r#"o=$(chmod 700 "$t" 2>&1) || f folder "$o"; k=; command -v timeout >/dev/null 2>&1 && k="timeout 10"; o=$($k "$t" --version 2>&1) || f "run $?" "$o""#,
@@ -73,11 +80,11 @@ pub(super) fn look(program: &Upload) -> Result<String, LaunchError> {
     Ok(format!("{FOLDER}; {OWN}; {}", fill(LOOK, program)))
 }
 
-/// The command that receives the program, for a login shell.
-fn command(program: &Upload, marker: &str) -> Result<String, LaunchError> {
+/// The line that receives the program, in a shell that has [looked](look) for it. What it sets is of
+/// no use to what comes after it.
+fn receive(program: &Upload) -> Result<String, LaunchError> {
     check(program)?;
-    let script = fill(&RECEIVE.join("; "), program);
-    Ok(format!("sh -c 'm={marker}; {FOLDER}; {OWN}; {script}'"))
+    Ok(format!("( {} )\n", fill(&RECEIVE.join("; "), program)))
 }
 
 fn fill(script: &str, program: &Upload) -> String {
@@ -117,7 +124,7 @@ fn kin(machine: &str) -> Vec<&str> {
     }
 }
 
-/// Brings the program there, so that [`look`] finds it.
+/// Brings the program to the command that has not found it, and gives the command's input back.
 ///
 /// # Errors
 ///
@@ -133,19 +140,25 @@ pub(super) fn bring(
     request: &LaunchRequest,
     program: &Upload,
     caller: &Caller,
-) -> Result<(), LaunchError> {
-    let mut file = open(program)?;
-    caller.progress(Progress { stage: Stage::Upload, done: 0, total: program.size })?;
-    let marker = format!("distant-{:032x}", rand::random::<u128>());
-    let (watch, stdin) = Watch::new(remote.exec(&command(program, &marker)?)?, marker);
+    watch: &mut Watch,
+    stdin: OwnedFd,
+) -> Result<OwnedFd, LaunchError> {
+    watch.total = 0;
     let place = request.destination.host.as_str();
+    let stdin = File::from(stdin);
     let heard = Heard::default();
-    let mut transfer =
-        Transfer { remote, program, caller, place, watch, stdin: Some(stdin), heard, sent: 0 };
-    let outcome = transfer.run(&mut file);
-    drop(transfer.stdin.take());
-    transfer.watch.until_end(if outcome.is_ok() { KILL_LIMIT } else { ABORT_LIMIT });
-    outcome
+    let mut transfer = Transfer { remote, program, caller, place, watch, stdin, heard, sent: 0 };
+    let outcome = transfer.run();
+    let Transfer { watch, stdin, .. } = transfer;
+    watch.total = 0;
+    match outcome {
+        Ok(()) => Ok(stdin.into()),
+        Err(error) => {
+            drop(stdin);
+            watch.until_end(ABORT_LIMIT);
+            Err(error)
+        }
+    }
 }
 
 /// Opens the program, which may have been replaced since the host looked at it.
@@ -177,7 +190,6 @@ fn is_path(text: &str) -> bool {
 /// What the command has said.
 #[derive(Default)]
 struct Heard {
-    begun: bool,
     /// Where the file goes.
     ready: Option<String>,
     done: bool,
@@ -192,38 +204,47 @@ struct Transfer<'a> {
     program: &'a Upload,
     caller: &'a Caller,
     place: &'a str,
-    watch: Watch,
-    stdin: Option<OwnedFd>,
+    watch: &'a mut Watch,
+    stdin: File,
     heard: Heard,
     sent: u64,
 }
 
 impl Transfer<'_> {
-    fn run(&mut self, file: &mut File) -> Result<(), LaunchError> {
+    fn run(&mut self) -> Result<(), LaunchError> {
+        let file = open(self.program)?;
+        self.tell()?;
+        self.say(&receive(self.program)?);
         let limit = self.remote.start_limit();
         self.listen(limit, |heard| heard.ready.is_some())?;
         let to = self.heard.ready.clone().unwrap_or_default();
         match self.remote.upload(&self.program.file, &to, self.caller) {
             Some(outcome) => {
                 outcome?;
-                self.say(SENT.as_bytes());
+                self.say(SENT);
                 self.sent = self.program.size;
             }
             None => {
-                self.say(DATA.as_bytes());
-                self.send(file)?;
+                self.say(DATA);
+                self.block(false)?;
+                self.send(file.take(self.program.size))?;
+                self.block(true)?;
             }
         }
-        // The end of the input is the end of the file.
-        drop(self.stdin.take());
         self.tell()?;
         self.listen(CHECK_LIMIT, |heard| heard.done)
     }
 
-    fn say(&mut self, word: &[u8]) {
-        let written = self.stdin.as_ref().map(|stdin| rustix::io::write(stdin, word));
+    fn say(&mut self, line: &str) {
         // A few bytes fit into any pipe; if it is closed, its output says why.
-        tracing::trace!(?written, "a word to the command that receives the program");
+        let written = self.stdin.write_all(line.as_bytes());
+        tracing::trace!(?written, "a line to the command that receives the program");
+    }
+
+    /// Says whether who writes more than the command takes is to wait.
+    fn block(&self, is_to_wait: bool) -> Result<(), LaunchError> {
+        rustix::io::ioctl_fionbio(&self.stdin, !is_to_wait)
+            .map_err(|error| self.ended().because(&error))
     }
 
     fn tell(&self) -> Result<(), LaunchError> {
@@ -232,9 +253,7 @@ impl Transfer<'_> {
     }
 
     /// Sends the file for as long as the command takes it.
-    fn send(&mut self, file: &mut File) -> Result<(), LaunchError> {
-        let Some(stdin) = self.stdin.take() else { return Ok(()) };
-        rustix::io::ioctl_fionbio(&stdin, true).map_err(|error| self.ended().because(&error))?;
+    fn send(&mut self, mut file: impl Read) -> Result<(), LaunchError> {
         let mut piece = vec![0; PIECE];
         let (mut begin, mut end) = (0, 0);
         let mut told: Option<Instant> = None;
@@ -245,13 +264,15 @@ impl Transfer<'_> {
                     file.read(&mut piece).map_err(|error| changed(self.program).because(&error))?;
                 (begin, end) = (0, count);
                 if count == 0 {
-                    return Ok(());
+                    // The command would wait for the rest.
+                    let is_whole = self.sent == self.program.size;
+                    return if is_whole { Ok(()) } else { Err(changed(self.program)) };
                 }
             }
-            let woken =
-                self.watch.wait_beside(Some(stdin.as_fd()), Some(deadline), Some(self.caller))?;
+            let stdin = self.stdin.as_fd();
+            let woken = self.watch.wait_beside(Some(stdin), Some(deadline), Some(self.caller))?;
             match woken {
-                Woken::Writable => match rustix::io::write(&stdin, &piece[begin..end]) {
+                Woken::Writable => match rustix::io::write(stdin, &piece[begin..end]) {
                     Ok(count) => {
                         begin += count;
                         self.sent += count as u64;
@@ -278,11 +299,12 @@ impl Transfer<'_> {
     }
 
     fn hear(&mut self) {
-        while let Some(line) = self.watch.next_line() {
+        // What comes behind the last word is the server's.
+        while !self.heard.done {
+            let Some(line) = self.watch.next_line() else { return };
             let (verb, rest) = line.split_once(' ').unwrap_or((&line, ""));
             let heard = &mut self.heard;
             match verb {
-                "begin" => heard.begun = true,
                 "ready" if is_path(rest) => heard.ready = Some(rest.to_owned()),
                 "ready" => heard.failed = Some("folder".to_owned()),
                 "done" => heard.done = true,
@@ -388,15 +410,10 @@ impl Transfer<'_> {
     fn ended(&self) -> LaunchError {
         let place = self.place;
         let program = self.program.file.display();
-        let error = if self.heard.begun {
-            let message = format!("the connection to `{place}` ended before `{program}` was there");
-            let (sent, size) = (self.sent, self.program.size);
-            LaunchError::new(ErrorKind::Unreachable, message)
-                .caused_by(format!("{sent} of {size} bytes were on their way"))
-        } else {
-            let message = format!("`{place}` did not run the command that takes `{program}`");
-            LaunchError::new(ErrorKind::ServerNotFound, message)
-        };
+        let message = format!("the connection to `{place}` ended before `{program}` was there");
+        let (sent, size) = (self.sent, self.program.size);
+        let error = LaunchError::new(ErrorKind::Unreachable, message)
+            .caused_by(format!("{sent} of {size} bytes were on their way"));
         let ending = (self.watch.ending)().map(|it| format!("the command ended with {it}"));
         let noise = self.watch.noise.iter().cloned();
         ending.into_iter().chain(noise).fold(error, LaunchError::caused_by)

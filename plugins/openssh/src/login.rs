@@ -3,7 +3,6 @@
 //! Its standard error says how far it is; its questions are asked
 //! while the login lasts. Whatever ends the launch ends the process.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -48,7 +47,7 @@ pub(crate) enum Outcome {
     LoggedIn,
 }
 
-/// A login that [`Remote::exec`] makes, once for each command: the connection of one ends with it.
+/// A login that [`Remote::exec`] makes: the connection ends with the command.
 pub(crate) struct Login<'a> {
     settings: &'a Settings,
     person: &'a Person,
@@ -58,10 +57,6 @@ pub(crate) struct Login<'a> {
     is_proxied: bool,
     /// One that was given with the destination.
     password: Mutex<Option<Secret>>,
-    /// What was answered in this login, by what was asked: if it gets in, so will the next one.
-    said: Mutex<BTreeMap<String, Secret>>,
-    /// What got in before; each is tried once.
-    worked: Mutex<BTreeMap<String, Secret>>,
     questions: Mutex<Questions>,
     heard: Arc<Heard>,
     process: Mutex<Option<Process>>,
@@ -96,8 +91,6 @@ impl<'a> Login<'a> {
             verbose: request.options.bool("verbose")?.unwrap_or(false),
             is_proxied,
             password: Mutex::new(request.destination.password.clone()),
-            said: Mutex::default(),
-            worked: Mutex::default(),
             questions: Mutex::new(Questions::new()?),
             heard: Arc::new(Heard::new(is_proxied)?),
             process: Mutex::new(None),
@@ -250,8 +243,7 @@ impl<'a> Login<'a> {
     /// Shows the person what `ssh` had to say meanwhile, such as the server's banner.
     fn show(&self, shown: &mut usize) -> Result<(), LaunchError> {
         let text = self.words().since(shown);
-        // Another login for a further command has the same banner.
-        match text.is_empty() || *lock(&self.outcome) == Outcome::LoggedIn {
+        match text.is_empty() {
             true => Ok(()),
             false => self.caller.notice(LogLevel::Info, text),
         }
@@ -287,7 +279,7 @@ impl<'a> Login<'a> {
             }
             Kind::Passphrase(file) => {
                 let text = format!("Passphrase to decrypt {file} for {}:\n> ", whom());
-                match self.ask_once(text) {
+                match self.ask_one(&text) {
                     Ok(passphrase) => answer(Some(&passphrase)),
                     Err(error) if error.kind == ErrorKind::Authentication => {
                         self.words().note(format!("key `{file}`: nobody told its passphrase"));
@@ -297,14 +289,11 @@ impl<'a> Login<'a> {
                 }
             }
             Kind::Password(of) => {
-                let text = format!("Password for {of}: ");
                 // A host in between may ask for one too, and must not get it.
                 let is_meant = !self.is_proxied || is_of(of, self.settings);
                 let given = lock(&self.password).take_if(|_| is_meant);
-                if let Some(given) = given {
-                    lock(&self.worked).insert(text.clone(), given);
-                }
-                self.required(self.ask_once(text), asked, process)?;
+                let ask = || self.ask_one(&format!("Password for {of}: "));
+                self.required(given.map_or_else(ask, Ok), asked, process)?;
             }
             Kind::Other(text) => self.required(self.ask_one(text), asked, process)?,
         }
@@ -331,15 +320,6 @@ impl<'a> Login<'a> {
             return Err(error);
         }
         Err(self.words().refused(self.settings).caused_by(error.one_line().into_owned()))
-    }
-
-    /// Asks a question of `ssh` itself, unless its answer is known from the login before. One of a
-    /// server's may be worded like it, and is not to get that answer.
-    fn ask_once(&self, text: String) -> Result<Secret, LaunchError> {
-        let known = lock(&self.worked).remove(&text);
-        let answer = known.map_or_else(|| self.ask_one(&text), Ok)?;
-        lock(&self.said).insert(text, answer.clone());
-        Ok(answer)
     }
 
     /// Asks one question; an empty answer is none.
@@ -381,17 +361,10 @@ impl<'a> Login<'a> {
 
 impl Remote for Login<'_> {
     fn exec(&self, command: &str) -> Result<Running, LaunchError> {
-        let before = lock(&self.process).take();
-        if let Some(before) = before {
-            before.end(true);
-            self.heard.until_end();
-            *self.words() = Words::new(self.is_proxied);
-        }
         let (process, running) = self.start(command)?;
         *lock(&self.process) = Some(process.clone());
         self.log_in(&process, &running)?;
         *lock(&self.outcome) = Outcome::LoggedIn;
-        *lock(&self.worked) = std::mem::take(&mut *lock(&self.said));
         Ok(running)
     }
 

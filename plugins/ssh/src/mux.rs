@@ -9,7 +9,6 @@ use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -38,12 +37,6 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// How long the server may take to run a command or to connect to somewhere.
 const OPEN_LIMIT: Duration = Duration::from_secs(15);
-
-/// After how long a further command is tried again. A server that allows one session at a time forgets
-/// the last one when it has taken in all that came with its end, and the next one may be among
-/// that; or when its process is reaped, which may be a moment after its output has ended.
-const AGAIN: [Duration; 3] =
-    [Duration::ZERO, Duration::from_millis(50), Duration::from_millis(200)];
 
 type Ending = Arc<Mutex<Option<String>>>;
 
@@ -77,8 +70,6 @@ pub struct Mux {
     wake: UnixStream,
     guard: Guard,
     thread: Option<JoinHandle<()>>,
-    /// Whether a command was run before.
-    has_run: AtomicBool,
 }
 
 impl Mux {
@@ -106,8 +97,7 @@ impl Mux {
         };
         let run = move || work.run();
         let thread = thread::Builder::new().name("ssh".into()).spawn(run).map_err(system)?;
-        let has_run = AtomicBool::new(false);
-        Ok(Self { orders: Some(orders), wake, guard, thread: Some(thread), has_run })
+        Ok(Self { orders: Some(orders), wake, guard, thread: Some(thread) })
     }
 
     fn order(&self, order: Order) {
@@ -148,19 +138,6 @@ impl Mux {
     ///
     /// The server does not let us.
     pub fn exec(&self, command: &str) -> Result<Running, LaunchError> {
-        let is_first = !self.has_run.swap(true, Ordering::Relaxed);
-        let mut outcome = self.run(command);
-        for pause in AGAIN.into_iter().filter(|_| !is_first) {
-            if outcome.is_ok() || self.guard.is_late() {
-                break;
-            }
-            thread::sleep(pause);
-            outcome = self.run(command);
-        }
-        outcome
-    }
-
-    fn run(&self, command: &str) -> Result<Running, LaunchError> {
         let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(system);
         let ((input, stdin), (stdout, output), (stderr, errors)) = (pipe()?, pipe()?, pipe()?);
         let link = Link::new(input, output, Some(errors))?;

@@ -59,7 +59,7 @@ impl Counted {
         Self { shell, commands, run: None, copies: false }
     }
 
-    /// One whose second command, which receives a program, is run like this.
+    /// One whose first command is run like this.
     fn that(run: impl Fn(&Shell, &str) -> Running + Sync + 'static) -> Self {
         Self { run: Some(Box::new(run)), ..Self::new("/bin/sh") }
     }
@@ -80,7 +80,7 @@ impl Remote for Counted {
     fn exec(&self, command: &str) -> Result<Running, LaunchError> {
         let before = self.commands.fetch_add(1, Ordering::Relaxed);
         match &self.run {
-            Some(run) if before == 1 => Ok(run(&self.shell, command)),
+            Some(run) if before == 0 => Ok(run(&self.shell, command)),
             _ => self.shell.exec(command),
         }
     }
@@ -117,13 +117,13 @@ fn a_program_is_brought_once_whatever_the_login_shell_and_found_from_then_on() {
         let file = there.shell.server("my programs/it's one", 4242);
         lengthen(&file);
         let brought = program(&file);
-        for commands in [3, 1] {
+        for is_first in [true, false] {
             let (caller, told) = host(vec![connected()], false);
             let request = asked(brought.clone());
             launch(&there, &request, Tunnel::Auto, &caller).unwrap();
-            assert_eq!(there.commands(), commands, "{program_of_login}");
+            assert_eq!(there.commands(), 1, "{program_of_login}");
             let size = brought.size;
-            assert_eq!(progress(&told), (commands == 3).then_some((size, size)));
+            assert_eq!(progress(&told), is_first.then_some((size, size)), "{program_of_login}");
             assert!(there.shell.server_is_running(), "{program_of_login}");
             there.shell.end_server();
         }
@@ -137,7 +137,7 @@ fn a_program_is_brought_once_whatever_the_login_shell_and_found_from_then_on() {
         fs::File::options().write(true).open(folder.join(name)).unwrap().set_len(1000).unwrap();
         let (caller, _) = host(vec![connected()], false);
         launch(&there, &asked(brought), Tunnel::Auto, &caller).unwrap();
-        assert_eq!(there.commands(), 3, "{program_of_login}");
+        assert_eq!(there.commands(), 1, "{program_of_login}");
         there.shell.end_server();
     }
 }
@@ -161,7 +161,7 @@ fn a_program_that_is_there_is_taken_unless_ours_is_named() {
     named.server.program = Some(installed.display().to_string());
     assert_eq!((port(named.clone()), there.commands()), (Some(4242), 1));
     named.server.program = Some("/none/distant".into());
-    assert_eq!((port(named), there.commands()), (Some(4243), 3));
+    assert_eq!((port(named), there.commands()), (Some(4243), 1));
     assert_eq!((port(asked(brought)), there.commands()), (Some(4243), 1));
 }
 
@@ -172,7 +172,7 @@ fn a_plugin_may_bring_it_in_its_own_way() {
     let (caller, _) = host(vec![connected()], false);
     launch(&there, &asked(brought.clone()), Tunnel::Auto, &caller).unwrap();
     there.shell.end_server();
-    assert_eq!((there.commands(), there.brought().len()), (3, 1));
+    assert_eq!((there.commands(), there.brought().len()), (1, 1));
     // What it brings is checked as well.
     let other = there.shell.file("other", "#!/bin/sh\nexit 0\n", 0o755);
     let (caller, _) = host(vec![], false);
@@ -181,6 +181,20 @@ fn a_plugin_may_bring_it_in_its_own_way() {
     let error = launch(&there, &asked(wrong), Tunnel::Auto, &caller).unwrap_err();
     assert!(error.message.ends_with("did not arrive on `box` as it is here"), "{error:?}");
     assert_eq!(there.brought().len(), 1);
+}
+
+#[test]
+fn what_a_server_says_together_with_the_last_word_of_an_upload_is_heard() {
+    let there = Counted::that(|shell, command| {
+        let line = format!("distant://:{}@127.0.0.1:4242", "0f".repeat(32));
+        let (mark, _) = command.split_once(';').unwrap();
+        let takes = r#"echo "$m missing"; read -r a; echo "$m ready /x"; read -r a; head -c 3 >&2"#;
+        let says = format!("echo \"$m done\n$m say {line}\n$m closed\"; read -r a; echo $m kept");
+        shell.exec(&format!("{mark}; {takes}; {says}'")).unwrap()
+    });
+    let file = there.shell.file("ours", "123", 0o755);
+    let (caller, _) = host(vec![connected()], false);
+    launch(&there, &asked(program(&file)), Tunnel::Auto, &caller).unwrap();
 }
 
 /// Launches where this has to fail, and nothing may be left.
@@ -237,14 +251,14 @@ fn a_folder_of_somebody_else_is_neither_searched_nor_written_to() {
         launch(&there, &asked(program(&file)), Tunnel::Auto, &caller).unwrap();
         there.shell.end_server();
         let names = there.brought();
-        assert_eq!((there.commands(), names.len()), (3, 1));
+        assert_eq!((there.commands(), names.len()), (1, 1));
         let folder = there.shell.home.path().join(theirs);
         std::os::unix::fs::chown(folder, Some(65534), None).unwrap();
         let (caller, _) = host(vec![], false);
         let error = launch(&there, &asked(program(&file)), Tunnel::Auto, &caller).unwrap_err();
         let error = error.one_line();
         assert!(error.ends_with("/.cache/distant/bin belongs to somebody else"), "{error}");
-        assert_eq!((there.commands(), there.brought()), (2, names));
+        assert_eq!((there.commands(), there.brought()), (1, names));
     }
 }
 
@@ -252,7 +266,10 @@ fn a_folder_of_somebody_else_is_neither_searched_nor_written_to() {
 fn a_plugin_is_given_no_flag_for_the_path_that_it_brings_the_program_to() {
     for said in ["--rm", "none/there", "", "/tmp/\u{1b}[2J"] {
         let there = Counted::that(move |shell, command| {
-            shell.exec(&command.replace("ready $t", &format!("ready {said}"))).unwrap()
+            let says =
+                format!(r#"echo; echo "$m missing"; read -r a; echo "$m ready {said}"; read -r a"#);
+            let (mark, _) = command.split_once(';').unwrap();
+            shell.exec(&format!("{mark}; {says}'")).unwrap()
         });
         let there = Counted { copies: true, ..there };
         let file = there.shell.server("distant", 4242);
@@ -279,19 +296,15 @@ fn a_connection_that_is_cut_in_the_middle_leaves_nothing() {
         let (ours, theirs) = std::io::pipe().unwrap();
         let mut to_shell = fs::File::from(running.stdin);
         // It ends with the test: what it reads is as long as a program.
-        std::thread::spawn(move || {
-            let mut some = Vec::new();
-            ours.take(1_000_000).read_to_end(&mut some).unwrap();
-            to_shell.write_all(&some).unwrap();
-        });
+        std::thread::spawn(move || std::io::copy(&mut ours.take(1_000_000), &mut to_shell));
         Running { stdin: theirs.into(), ..running }
     });
     let file = there.shell.server("ours", 4242);
     lengthen(&file);
-    let size = program(&file).size;
+    let lines = receive(&program(&file)).unwrap().len() + DATA.len();
     let error = fails(&there, program(&file), ErrorKind::ServerNotFound);
-    // The first line was a word.
-    assert!(error.ends_with(&format!(": 999995 of {size} bytes were written")), "{error}");
+    let (arrived, size) = (1_000_000 - lines, program(&file).size);
+    assert!(error.ends_with(&format!(": {arrived} of {size} bytes were written")), "{error}");
 }
 
 #[test]
@@ -323,17 +336,18 @@ fn a_launch_that_is_cancelled_in_the_middle_leaves_nothing() {
     assert_eq!(error.kind, ErrorKind::Cancelled, "{error:?}");
     let (done, total) = progress(&told).unwrap();
     assert!(done > 0 && done < total);
-    assert_eq!((there.commands(), there.brought()), (2, vec![]));
+    assert_eq!((there.commands(), there.brought()), (1, vec![]));
 }
 
 #[test]
 fn nothing_of_a_program_is_anything_to_a_login_shell() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let good = program(file.path());
-    let text = command(&good, "distant-0123").unwrap();
-    let script = text.strip_prefix("sh -c '").unwrap().strip_suffix('\'').unwrap();
-    assert!(!script.contains(['\'', '\\', '!', '\n']), "{script}");
-    assert!(script.is_ascii());
+    let script = look(&good).unwrap() + BRING;
+    assert!(!script.contains(['\'', '\\', '!', '\n']) && script.is_ascii(), "{script}");
+    // This one is read with one write, and as one line.
+    let line = receive(&good).unwrap();
+    assert!(line.len() < 4096 && line.find('\n') == Some(line.len() - 1), "{line}");
     for odd in ["", "x y", "$(id)", "a\"b", "é"] {
         assert!(look(&Upload { machine: odd.into(), ..good.clone() }).is_err(), "{odd}");
         assert!(look(&Upload { system: odd.into(), ..good.clone() }).is_err(), "{odd}");
