@@ -5,20 +5,21 @@
 //! with a limit, and signs by itself for a key file that has a passphrase. That is asked for only
 //! when a signature is wanted, which is when the server has said that it would take the key.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use distant_plugin_api::LaunchError;
 use rsa::pkcs1v15::SigningKey;
 use rsa::signature::{SignatureEncoding, Signer};
 use rsa::BigUint;
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::pipe::{pipe_with, PipeFlags};
 use sha2::Sha256;
 use ssh_key::private::KeypairData;
@@ -119,17 +120,14 @@ impl Agent {
                 return;
             }
             let Ok((stream, _)) = self.listener.accept() else { continue };
-            // Half a message would keep us from being stopped.
-            if stream.set_read_timeout(Some(LIST_LIMIT)).is_ok() {
-                self.talk(stream, shown, open);
-            }
+            self.talk(&stream, shown, open);
         }
     }
 
-    fn talk(&self, mut stream: UnixStream, shown: &Mutex<Option<Shown>>, open: &Open<'_>) {
+    fn talk(&self, stream: &UnixStream, shown: &Mutex<Option<Shown>>, open: &Open<'_>) {
         loop {
             let mut fds = [
-                PollFd::new(&stream, PollFlags::IN),
+                PollFd::new(stream, PollFlags::IN),
                 PollFd::new(&self.listener, PollFlags::IN),
                 PollFd::new(&self.stopped, PollFlags::IN),
             ];
@@ -139,10 +137,12 @@ impl Agent {
             if polled.is_err() || !stop.is_empty() || (asked.is_empty() && !another.is_empty()) {
                 return;
             }
-            let Ok(request) = receive(&mut stream) else { return };
+            // Half a message would keep us from being stopped.
+            let Ok(request) = Exchange::within(stream, LIST_LIMIT).receive() else { return };
             let shown = shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let answer = shown.and_then(|shown| self.answer(&request, &shown, open));
-            if send(&mut stream, &answer.unwrap_or_else(|| vec![FAILURE])).is_err() {
+            let answer = answer.unwrap_or_else(|| vec![FAILURE]);
+            if Exchange::within(stream, LIST_LIMIT).send(&answer).is_err() {
                 return;
             }
         }
@@ -186,7 +186,7 @@ impl Agent {
 }
 
 /// Listens in a folder, and removes the name again.
-fn bind(folder: &Path) -> std::io::Result<(UnixListener, OwnedFd)> {
+fn bind(folder: &Path) -> io::Result<(UnixListener, OwnedFd)> {
     let folder = tempfile::Builder::new().prefix("distant-").tempdir_in(folder)?;
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let held = rustix::fs::open(folder.path(), flags, Mode::empty())?;
@@ -235,34 +235,80 @@ pub fn answers(agent: &Path) -> bool {
     ask(agent, &[LIST], LIST_LIMIT).is_ok()
 }
 
-fn ask(path: &Path, request: &[u8], limit: Duration) -> std::io::Result<Vec<u8>> {
+fn ask(path: &Path, request: &[u8], limit: Duration) -> io::Result<Vec<u8>> {
     let flags = SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    let mut stream = UnixStream::from(socket);
-    stream.set_read_timeout(Some(limit))?;
-    // Connecting obeys this one: it waits while too many others do.
+    let stream = UnixStream::from(socket);
+    let mut exchange = Exchange::within(&stream, limit);
+    // Connecting obeys it: it waits while too many others do.
     stream.set_write_timeout(Some(limit))?;
     rustix::net::connect(&stream, &SocketAddrUnix::new(path)?)?;
-    send(&mut stream, request)?;
-    receive(&mut stream)
+    exchange.send(request)?;
+    exchange.receive()
 }
 
-fn send(stream: &mut UnixStream, message: &[u8]) -> std::io::Result<()> {
-    let mut whole = Vec::new();
-    put(&mut whole, message);
-    stream.write_all(&whole)
+/// Messages over a connection that has one limit for all of them: the other end may be slow, and say
+/// each byte in time.
+struct Exchange<'a> {
+    stream: &'a UnixStream,
+    deadline: Instant,
 }
 
-fn receive(stream: &mut UnixStream) -> std::io::Result<Vec<u8>> {
-    let mut length = [0; 4];
-    stream.read_exact(&mut length)?;
-    let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
-    if length > MESSAGE_MAX {
-        return Err(std::io::Error::other("the message is too long"));
+impl<'a> Exchange<'a> {
+    fn within(stream: &'a UnixStream, limit: Duration) -> Self {
+        Self { stream, deadline: Instant::now() + limit }
     }
-    let mut message = vec![0; length];
-    stream.read_exact(&mut message)?;
-    Ok(message)
+
+    fn send(&mut self, message: &[u8]) -> io::Result<()> {
+        let mut whole = Vec::new();
+        put(&mut whole, message);
+        self.write_all(&whole)
+    }
+
+    fn receive(&mut self) -> io::Result<Vec<u8>> {
+        let mut length = [0; 4];
+        self.read_exact(&mut length)?;
+        let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+        if length > MESSAGE_MAX {
+            return Err(io::Error::other("the message is too long"));
+        }
+        let mut message = vec![0; length];
+        self.read_exact(&mut message)?;
+        Ok(message)
+    }
+
+    fn wait(&self, wanted: PollFlags) -> io::Result<()> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).map_err(io::Error::other)?;
+        let ready = rustix::event::poll(&mut [PollFd::new(self.stream, wanted)], Some(&timeout))?;
+        match ready > 0 && !left.is_zero() {
+            true => Ok(()),
+            false => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+}
+
+impl Read for Exchange<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.wait(PollFlags::IN)?;
+        self.stream.read(buffer)
+    }
+}
+
+impl Write for Exchange<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.wait(PollFlags::OUT)?;
+        // What would wait for more room than there is takes no more than there is.
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        match rustix::net::send(self.stream, bytes, flags) {
+            Err(Errno::AGAIN) => Err(io::ErrorKind::Interrupted.into()),
+            sent => Ok(sent?),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn put(into: &mut Vec<u8>, bytes: &[u8]) {
@@ -299,6 +345,9 @@ impl Drop for Agent {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
     use super::*;
 
     #[test]
@@ -327,6 +376,37 @@ mod tests {
         rustix::net::listen(&full, 0).unwrap();
         let _waiting = UnixStream::connect(&path).unwrap();
         let error = ask(&path, &[LIST], Duration::from_millis(50)).unwrap_err();
-        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn an_agent_that_drips_has_one_limit_for_its_whole_answer() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent");
+        let listener = UnixListener::bind(&path).unwrap();
+        let (stop, stopped) = mpsc::channel::<()>();
+        let drip = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut answer = Vec::new();
+            put(&mut answer, &[LISTED; 300]);
+            // Each byte is well in time, and all of them take seconds.
+            let pace = Duration::from_millis(10);
+            answer.iter().take_while(|_| stopped.recv_timeout(pace).is_err()).for_each(|byte| {
+                // Whoever has waited long enough is gone.
+                let _ = stream.write_all(&[*byte]);
+            });
+        });
+        let error = ask(&path, &[LIST], Duration::from_millis(200)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        stop.send(()).unwrap();
+        drip.join().unwrap();
+    }
+
+    #[test]
+    fn an_agent_that_takes_nothing_has_the_same_limit() {
+        let (near, _far) = UnixStream::pair().unwrap();
+        let mut exchange = Exchange::within(&near, Duration::from_millis(50));
+        let error = (0..64).find_map(|_| exchange.send(&[0; MESSAGE_MAX]).err()).unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 }
