@@ -311,6 +311,19 @@ fn a_banner_is_shown() {
 }
 
 #[test]
+fn a_banner_does_not_say_where_the_connection_goes() {
+    let home = Home::new();
+    let _manager = Manager::start(&home);
+    let lines = "debug1: Connecting to box [192.0.2.1] port 22.\r\n\
+                 debug1: Connection established.\r\n\
+                 Authenticated to box ([192.0.2.1]:22) using \"publickey\".\r\n";
+    let banner = home.write("banner", lines);
+    let sshd = Sshd::with(&home, &format!("Banner {}", banner.display()));
+    let launch = sshd.launch(&home, "openssh", "tunnel=never,timeout=2000");
+    launch.arg("--distant-bind-server").arg("any").run().id();
+}
+
+#[test]
 fn it_is_there_beside_the_default() {
     let home = Home::new();
     let listed = home.ours(["plugin", "list", "--json"]).run().success().stdout;

@@ -3,7 +3,7 @@
 //! Its lines are meant for people, so nothing depends on them but the words of an error and where a
 //! limit begins; what they are is held by tests against the real program.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs};
 
 use distant_plugin_api::{ErrorKind, LaunchError};
 use distant_ssh::config::Settings;
@@ -38,6 +38,9 @@ pub(crate) struct Words {
     pub(crate) step: Step,
     /// Where the connection goes, once that is sure.
     pub(crate) peer: Option<SocketAddr>,
+    /// Where it went before the server could say a word, which might have said anything else.
+    connected: Option<SocketAddr>,
+    is_connected: bool,
     is_proxied: bool,
     /// Whether nothing more will come.
     pub(crate) has_ended: bool,
@@ -116,6 +119,12 @@ impl Words {
     }
 
     fn follow(&mut self, trace: &str) {
+        if !self.is_connected {
+            self.is_connected = trace == "Connection established.";
+            if let Some(place) = trace.strip_prefix("Connecting to ") {
+                self.connected = peer(place);
+            }
+        }
         if let Some(key) = trace.strip_prefix("Server host key: ") {
             self.host_key = key.split(' ').next().map(str::to_owned);
             self.reach(Step::HostKey);
@@ -167,12 +176,7 @@ impl Words {
             self.step = Step::LoggedIn;
         }
         if !by_proxy && !self.is_proxied {
-            self.peer = rest.split_once(" ([").and_then(|(_, rest)| {
-                let (ip, rest) = rest.split_once("]:")?;
-                let port: String = rest.chars().take_while(char::is_ascii_digit).collect();
-                let ip: IpAddr = ip.split('%').next()?.parse().ok()?;
-                Some(SocketAddr::new(ip, port.parse().ok()?))
-            });
+            self.peer = self.connected;
         }
     }
 
@@ -207,7 +211,8 @@ impl Words {
                 && (line.ends_with("Connection closed by remote host")
                     || line.ends_with("Connection reset by peer"))
         };
-        !self.is_proxied && self.complaints.iter().any(early)
+        // Later on it may be a banner that says so, and a password must not be refused again.
+        !self.is_proxied && self.step == Step::Connecting && self.complaints.iter().any(early)
     }
 
     /// Why there is no login; `status` is how `ssh` ended.
@@ -322,6 +327,20 @@ impl Words {
     }
 }
 
+/// The address in `box [192.0.2.1] port 22.`, with its zone if it has one.
+fn peer(place: &str) -> Option<SocketAddr> {
+    let (_, rest) = place.split_once(" [")?;
+    let (ip, port) = rest.split_once("] port ")?;
+    let port = port.strip_suffix('.')?.parse().ok()?;
+    match ip.split_once('%') {
+        // The system knows the number of an interface.
+        Some((address, _)) if address.parse::<Ipv6Addr>().is_ok() => {
+            (ip, port).to_socket_addrs().ok()?.next()
+        }
+        _ => Some(SocketAddr::new(ip.parse().ok()?, port)),
+    }
+}
+
 /// The line of a trace without its mark.
 fn trace(line: &str) -> Option<&str> {
     let (mark, rest) = line.split_once(": ")?;
@@ -336,6 +355,9 @@ fn key_name(offered: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::net::SocketAddrV6;
+
     use super::*;
 
     #[test]
@@ -353,10 +375,43 @@ mod tests {
     }
 
     #[test]
-    fn a_command_does_not_say_where_the_connection_goes() {
+    fn neither_server_nor_command_says_where_the_connection_goes() {
         let mut words = Words::new(false);
-        words.hear("Authenticated to box ([192.0.2.1]:22) using \"publickey\".");
-        words.hear("Authenticated to box ([10.0.0.7]:6379) using \"publickey\".");
-        assert_eq!(words.peer, Some("192.0.2.1:22".parse().unwrap()));
+        // The last one of several addresses.
+        for ip in ["2001:db8::1", "192.0.2.1"] {
+            words.hear(&format!("debug1: Connecting to box [{ip}] port 22.\r\n"));
+        }
+        words.hear("debug1: Connection established.\r\n");
+        // A banner, and what the command prints.
+        for _ in 0..2 {
+            words.hear("debug1: Connecting to box [10.0.0.7] port 6379.\r\n");
+            words.hear("debug1: Connection established.\r\n");
+            words.hear("Authenticated to box ([10.0.0.7]:6379) using \"publickey\".\r\n");
+            assert_eq!(words.peer, Some("192.0.2.1:22".parse().unwrap()));
+        }
+    }
+
+    #[test]
+    fn only_who_has_not_said_a_word_is_busy() {
+        let closed = "kex_exchange_identification: Connection closed by remote host\r\n";
+        let mut words = Words::new(false);
+        words.hear(closed);
+        assert!(words.hung_up());
+        let mut words = Words::new(false);
+        words.hear("debug1: Server host key: ssh-ed25519 SHA256:x\r\n");
+        words.hear(closed);
+        words.hear("debug1: Authentications that can continue: password\r\n");
+        assert!(!words.hung_up());
+    }
+
+    #[test]
+    fn a_zone_is_part_of_where_the_connection_goes() {
+        let lo = fs::read_to_string("/sys/class/net/lo/ifindex").unwrap().trim().parse().unwrap();
+        let zoned = SocketAddr::V6(SocketAddrV6::new("fe80::1".parse().unwrap(), 22, 0, lo));
+        assert_eq!(peer("box [fe80::1%lo] port 22."), Some(zoned));
+        assert_eq!(peer("box [::1] port 2222."), Some("[::1]:2222".parse().unwrap()));
+        for none in ["box [fe80::1%none] port 22.", "box [x%lo] port 22.", "box port 22.", ""] {
+            assert_eq!(peer(none), None);
+        }
     }
 }
