@@ -40,8 +40,9 @@ const FOLDER: &str =
     r#"case $XDG_CACHE_HOME in /*) p=$XDG_CACHE_HOME;; *) p=$HOME/.cache;; esac; p=$p/distant/bin"#;
 
 /// Whether nobody else can put another program there, or the whole folder away: `XDG_CACHE_HOME` may be
-/// where everybody writes.
-const OWN: &str = r#"o() { [ -O "${p%/*}" ] && [ -O "$p" ]; }"#;
+/// somebody else's, or where everybody writes. Then nobody may have made a link of the folder in it,
+/// and only a sticky one keeps it where it is.
+const OWN: &str = r#"o() { u=${p%/*/*}; [ -O "${p%/*}" ] && [ -O "$p" ] || return 1; [ -O "$u" ] && return; if [ -L "${p%/*}" ]; then return 1; fi; [ -k "$u" ] || if [ -w "$u" ]; then return 1; fi; }"#;
 
 /// Sets `c` to the program if it is there, whole, and nobody else's.
 const LOOK: &str = r#"u() { o && [ -O "$p/%NAME%" ] && [ -x "$p/%NAME%" ] && [ "$(($(wc -c <"$p/%NAME%")))" = %SIZE% ] && c=$p/%NAME%; }"#;
@@ -58,7 +59,7 @@ const RECEIVE: [&str; 13] = [
     r#"umask 077; trap "" PIPE"#,
     r#"f() { printf %s "$2" | tail -n 6 | while IFS= read -r l || [ -n "$l" ]; do printf %s "$m say $l"; echo; done; echo "$m failed $1"; exit 1; }"#,
     r#"a="$(uname -s) $(uname -m)"; case $a in %FITS%) ;; *) echo "$m machine $a"; exit 1;; esac"#,
-    r#"o=$(mkdir -p "$p" 2>&1) || f folder "$o"; o || f folder "$p belongs to somebody else""#,
+    r#"o=$(mkdir -p "$p" 2>&1) || f folder "$o"; o || f folder "$p belongs to somebody else, or is where others write""#,
     r#"o=$(chmod 700 "$p" 2>&1) || f folder "$o"; { find "$p" -type f -name "distant-*" -mtime +30 -exec rm -f {} +; find "$p" -type f -name ".distant-*" -mtime +0 -exec rm -f {} +; } 2>/dev/null"#,
     r#"t=$p/.%NAME%.${m#distant-}; trap "exit 1" HUP INT TERM; z() { rm -f "$t"; }; trap z EXIT"#,
     r#"o=$( { : >"$t"; } 2>&1 ) || f folder "$o"; echo "$m ready $t""#,

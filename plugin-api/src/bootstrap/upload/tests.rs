@@ -1,6 +1,6 @@
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -257,9 +257,50 @@ fn a_folder_of_somebody_else_is_neither_searched_nor_written_to() {
         let (caller, _) = host(vec![], false);
         let error = launch(&there, &asked(program(&file)), Tunnel::Auto, &caller).unwrap_err();
         let error = error.one_line();
-        assert!(error.ends_with("/.cache/distant/bin belongs to somebody else"), "{error}");
+        assert!(error.ends_with(OTHERS), "{error}");
         assert_eq!((there.commands(), there.brought()), (1, names));
     }
+}
+
+/// Why a folder is none for programs.
+const OTHERS: &str = "/.cache/distant/bin belongs to somebody else, or is where others write";
+
+#[test]
+fn a_folder_that_others_can_put_in_the_place_of_ours_is_neither_searched_nor_written_to() {
+    let check = |mode: u32, is_link: bool, is_good: bool| {
+        let there = Counted::new("/bin/sh");
+        let file = there.shell.server("ours", 4242);
+        let (caller, _) = host(vec![connected()], false);
+        launch(&there, &asked(program(&file)), Tunnel::Auto, &caller).unwrap();
+        there.shell.end_server();
+        assert_eq!(there.commands(), 1);
+        // Somebody else's folder in which ours is.
+        let theirs = there.shell.home.path().join(".cache");
+        if is_link {
+            let ours = there.shell.home.path().join("ours-too");
+            fs::rename(theirs.join("distant"), &ours).unwrap();
+            std::os::unix::fs::symlink(&ours, theirs.join("distant")).unwrap();
+        }
+        fs::set_permissions(&theirs, fs::Permissions::from_mode(mode)).unwrap();
+        std::os::unix::fs::chown(&theirs, Some(65534), None).unwrap();
+        let old = theirs.join("distant/bin/distant-of-last-year");
+        fs::File::create(&old).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+        let (caller, _) = host(if is_good { vec![connected()] } else { vec![] }, false);
+        let launched = launch(&there, &asked(program(&file)), Tunnel::Auto, &caller);
+        if is_good {
+            launched.unwrap();
+            there.shell.end_server();
+            assert_eq!(there.commands(), 1);
+        } else {
+            let error = launched.unwrap_err();
+            assert!(error.one_line().ends_with(OTHERS), "{error:?}");
+            assert!(old.exists() && there.commands() == 1);
+        }
+    };
+    check(0o1777, false, true);
+    check(0o1777, true, false);
+    check(0o755, true, false);
+    check(0o777, false, false);
 }
 
 #[test]
