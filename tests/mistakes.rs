@@ -7,7 +7,7 @@ use std::thread;
 
 use serde_json::Value;
 
-use crate::support::{keygen, programs, Finished, Home, Manager, Signal, Sshd, HELLO};
+use crate::support::{keygen, peer, programs, Finished, Home, Manager, Signal, Sshd, HELLO};
 
 /// The last line in JSON mode.
 #[track_caller]
@@ -162,21 +162,26 @@ fn an_address_with_a_zone_is_reached_and_one_that_is_closed_is_in_brackets() {
     let sshd = Sshd::start(&home);
     let known = sshd.known(&["ed25519"]).replace(&sshd.name(), "fe80::1%lo");
     home.write(".ssh/known_hosts", known);
-    let distant = programs().distant.display();
+    let (distant, released) = (programs().distant.display(), peer().display());
     let (config, identity) = (sshd.path("config"), sshd.identity());
     let script = format!(
         "ip link set lo up && ip -6 address add fe80::1/64 dev lo nodad || exit 9\n\
          /usr/sbin/sshd -D -e -f {} -o ListenAddress=fe80::1%lo -o Port=22 & sshd=$!\n\
          until ss -Hltn6 2>&- | grep -q ':22 '; do kill -0 $sshd || exit 8; done\n\
-         launch() {{ {distant} launch \"$1\" --distant {distant} --options 'identity_files=\"{identity}\"'; }}\n\
-         launch 'ssh://root@[fe80::1%lo]' && {distant} spawn -- echo hi\n\
-         launch 'ssh://root@[fe80::1%25lo]:1'\n\
-         {distant} manager stop; kill $sshd; wait",
+         launch() {{ {distant} launch \"$1\" --distant {distant} --options \"identity_files=\\\"{identity}\\\",$2\"; }}\n\
+         for backend in ssh2 libssh openssh; do\n\
+           launch 'ssh://root@[fe80::1%lo]' tunnel=never,backend=$backend && {distant} spawn -- echo hi\n\
+         done\n\
+         launch 'ssh://root@[fe80::1%25lo]:1' tunnel=never\n\
+         server=$({distant} server listen --daemon --host :: --shutdown lonely=1 | grep -o 'distant://.*')\n\
+         {distant} connect \"$(echo \"$server\" | sed 's/@.*]/@[fe80::1%lo]/')\"\n\
+         {released} manager list; {distant} manager stop; kill $sshd; wait",
         config.display()
     );
     let done = home.program("unshare", ["--net", "sh", "-c", &script]).run();
-    assert!(done.stdout.ends_with("\nhi\n"), "{}", done.told());
+    assert_eq!(done.stdout.matches("\nhi\n").count(), 3, "{}", done.told());
     assert!(done.stderr.contains("error: cannot reach `[fe80::1%lo]:1`\n"), "{}", done.told());
+    assert_eq!(done.stdout.matches("fe80::1").count(), 4, "{}", done.told());
 }
 
 #[test]

@@ -70,6 +70,20 @@ impl Connection {
     }
 }
 
+/// A destination as released clients can read it too, which would refuse a whole list of others for
+/// one that has a `_` or a zone.
+pub(super) fn for_released(mut destination: Destination, client: &Client) -> Destination {
+    if destination.host.contains(['_', '%']) {
+        destination.host = reached(client);
+    }
+    destination
+}
+
+/// The address of a server, without its zone.
+pub(super) fn reached(client: &Client) -> String {
+    client.peer().map_or("localhost".to_owned(), |it| it.ip().to_string())
+}
+
 type Table = BTreeMap<u32, Arc<Connection>>;
 
 /// All connections of a manager.
@@ -92,6 +106,7 @@ impl Connections {
         server: Server,
     ) -> Arc<Connection> {
         destination.password = None;
+        let destination = for_released(destination, &client);
         let mut table = self.table();
         // 0 is what a cache file has where nothing is selected.
         let mut id = 0;

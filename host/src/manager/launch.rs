@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::clock::Clock;
-use super::connections::{Connection, Resident, Server};
+use super::connections::{for_released, reached, Connection, Resident, Server};
 use super::kill;
 use super::offers::{Offers, Tried};
 use super::plan::Plan;
@@ -504,7 +504,7 @@ fn address(offer: &Offer, client: &Client, ticket: Secret) -> Destination {
     destination.port = Some(offer.port);
     destination.password = Some(ticket);
     if destination.expose().expose().parse::<Destination>().is_err() {
-        destination.host = client.peer().map_or("localhost".to_owned(), |it| it.ip().to_string());
+        destination.host = reached(client);
     }
-    destination
+    for_released(destination, client)
 }

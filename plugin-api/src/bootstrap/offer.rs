@@ -191,7 +191,7 @@ fn host(reach: &Reach, ip: IpAddr, is_named: bool, addresses: &[IpAddr]) -> Opti
     let here = |is_here: bool| is_here.then(|| ip.to_string());
     match reach {
         Reach::Peer(peer) if ip.is_loopback() => here(peer.ip().is_loopback()),
-        Reach::Peer(peer) => Some(named.unwrap_or(peer.ip()).to_string()),
+        Reach::Peer(peer) => Some(with_zone(named.unwrap_or(peer.ip()), peer)),
         Reach::Tunnel => named.filter(|ip| !ip.is_loopback()).map(|ip| ip.to_string()),
         Reach::Host(host) if ip.is_loopback() => here(is_here(host)),
         Reach::Host(host) => Some(host.clone()),
@@ -200,6 +200,19 @@ fn host(reach: &Reach, ip: IpAddr, is_named: bool, addresses: &[IpAddr]) -> Opti
             addresses.iter().find(usable).map(IpAddr::to_string)
         }
         Reach::Reported => here(!ip.is_loopback()),
+    }
+}
+
+/// An address with the zone by which `peer` is reached, where it means nothing without one.
+fn with_zone(ip: IpAddr, peer: &SocketAddr) -> String {
+    match (ip, peer) {
+        (IpAddr::V6(ip), SocketAddr::V6(peer)) if ip.is_unicast_link_local() => {
+            match peer.scope_id() {
+                0 => ip.to_string(),
+                zone => format!("{ip}%{zone}"),
+            }
+        }
+        _ => ip.to_string(),
     }
 }
 
@@ -226,6 +239,10 @@ mod tests {
         check(&far, "0.0.0.0", false, Some("192.0.2.1"));
         check(&far, "10.1.1.1", false, Some("192.0.2.1"));
         check(&far, "10.1.1.1", true, Some("10.1.1.1"));
+        let zone = Reach::Peer("[fe80::7%3]:22".parse().unwrap());
+        check(&zone, "::", false, Some("fe80::7%3"));
+        check(&zone, "fe80::8", true, Some("fe80::8%3"));
+        check(&zone, "fd00::8", true, Some("fd00::8"));
         check(&Reach::Tunnel, "0.0.0.0", false, None);
         check(&Reach::Tunnel, "10.1.1.1", true, Some("10.1.1.1"));
         check(&Reach::Tunnel, "127.0.0.1", true, None);

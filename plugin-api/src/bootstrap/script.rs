@@ -42,8 +42,9 @@ const FIND: &str = r#"case $n in "~/"*) t "$HOME/${n#"~/"}";; */*) t "$n";; *) k
 /// Says that there is no program.
 const MISSING: &str = r#"[ -n "$c" ] || { echo "$m missing"; exit 127; }"#;
 
-/// Without a usable `SSH_CONNECTION` a server cannot find out where ssh came to.
-const BIND: &str = r#"h=ssh; set -- $SSH_CONNECTION; case $3 in *%*) h=any;; *[.:]*) ;; *) h=any;; esac; [ $h = ssh ] || echo "$m unbound""#;
+/// Without a usable `SSH_CONNECTION` a server cannot find out where ssh came to. An address with a
+/// zone is none that it can listen on, but says that IPv6 is what it is reached by.
+const BIND: &str = r#"h=ssh; set -- $SSH_CONNECTION; case $3 in *%*) h=::;; *[.:]*) ;; *) h=any;; esac; [ $h = ssh ] || echo "$m unbound""#;
 
 /// Says which addresses the machine has.
 const ADDRESSES: &str =
