@@ -4,8 +4,8 @@
 //! folder; so whoever asks later needs no manager, and hears of all of them. It is a record for
 //! people and nothing else: a line that cannot be written or read is left out.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -88,7 +88,10 @@ impl Failures {
     }
 
     fn try_add(&self, failure: &Failure) -> io::Result<()> {
-        let mut line = serde_json::to_vec(failure)?;
+        // It begins with an end of line as well, since the one before may have been cut off by a
+        // full disk.
+        let mut line = vec![b'\n'];
+        serde_json::to_writer(&mut line, failure)?;
         line.push(b'\n');
         config::make_folder(&self.0)?;
         // What a plugin has said is for its user alone.
@@ -103,15 +106,14 @@ impl Failures {
 
     /// Keeps the newer half. What another process adds meanwhile may be lost with the older one.
     fn forget_half(&self) -> io::Result<()> {
-        let content = fs::read(&self.0)?;
-        let middle = content.len() / 2;
-        let start = content[middle..].iter().position(|byte| *byte == b'\n');
-        config::write(&self.0, &content[middle + start.map_or(0, |at| at + 1)..])
+        let half = self.read(SIZE_MAX / 2)?;
+        let start = half.iter().position(|byte| *byte == b'\n');
+        config::write(&self.0, &half[start.map_or(0, |at| at + 1)..])
     }
 
     /// Those of a plugin's file that are not too old, the newest first.
     pub(super) fn of(&self, path: &Path) -> Vec<Failure> {
-        let content = self.read().unwrap_or_default();
+        let content = self.read(2 * SIZE_MAX).unwrap_or_default();
         let lines = content.split(|byte| *byte == b'\n');
         let all = lines.filter_map(|line| serde_json::from_slice::<Failure>(line).ok());
         let mut own: Vec<_> = all.filter(|it| it.path == path && it.age() <= LATELY).collect();
@@ -119,11 +121,13 @@ impl Failures {
         own
     }
 
-    /// The whole file, unless somebody else could have written it.
-    fn read(&self) -> io::Result<Vec<u8>> {
-        let file = self.open(File::options().read(true), 0o022)?;
+    /// The end of the file, unless somebody else could have written it.
+    fn read(&self, length: u64) -> io::Result<Vec<u8>> {
+        let mut file = self.open(File::options().read(true), 0o022)?;
+        let start = file.metadata()?.len().saturating_sub(length);
+        file.seek(SeekFrom::Start(start))?;
         let mut content = Vec::new();
-        file.take(2 * SIZE_MAX).read_to_end(&mut content)?;
+        file.take(length).read_to_end(&mut content)?;
         Ok(content)
     }
 
@@ -146,6 +150,7 @@ impl Failures {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
@@ -186,6 +191,32 @@ mod tests {
         assert_eq!(failures.of(Path::new("/p/a")), [new]);
         fs::set_permissions(&failures.0, fs::Permissions::from_mode(0o622)).unwrap();
         assert_eq!(failures.of(Path::new("/p/a")), []);
+    }
+
+    #[test]
+    fn a_line_that_was_cut_off_takes_no_other_along() {
+        let (_folder, failures) = failures();
+        let [first, cut, last] = ["first", "cut", "last"].map(|it| failure("/p/a", it));
+        failures.add(&first);
+        failures.add(&cut);
+        let whole = fs::read(&failures.0).unwrap();
+        for missing in [2, 10] {
+            fs::write(&failures.0, &whole[..whole.len() - missing]).unwrap();
+            failures.add(&last);
+            assert_eq!(failures.of(Path::new("/p/a")), [last.clone(), first.clone()]);
+        }
+    }
+
+    #[test]
+    fn of_a_file_that_others_made_too_long_the_end_counts() {
+        let (_folder, failures) = failures();
+        let failure = failure("/p/a", "new");
+        failures.add(&failure);
+        let file = File::options().write(true).open(&failures.0).unwrap();
+        file.set_len(8 * SIZE_MAX).unwrap();
+        failures.add(&failure);
+        assert_eq!(failures.of(Path::new("/p/a")), [failure]);
+        assert!(fs::metadata(&failures.0).unwrap().len() <= SIZE_MAX);
     }
 
     #[test]
