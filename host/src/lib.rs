@@ -4,6 +4,7 @@
 
 pub mod cli;
 pub mod daemon;
+mod elf;
 pub mod manager;
 pub mod paths;
 pub mod plugin;

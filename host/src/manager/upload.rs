@@ -13,12 +13,12 @@ use distant_plugin_api::message::Upload;
 use distant_plugin_api::{ErrorKind, LaunchError};
 use sha2::{Digest, Sha256};
 
+use crate::elf::{self, machine, Header};
+
 /// Programs that are remembered.
 const REMEMBERED: usize = 16;
 /// Bytes of the largest program: whoever wants one read that has no end is not to keep a thread busy.
 const SIZE_MAX: u64 = 1 << 30;
-/// Bytes of a program's header that say what it is for.
-const HEADER: usize = 20;
 /// Bytes that are read at once.
 const PIECE: usize = 256 * 1024;
 
@@ -146,43 +146,33 @@ fn read_full(file: &mut File, piece: &mut [u8]) -> std::io::Result<usize> {
 
 /// The system and the machine that a program is for, in the words of `uname`, by its ELF header.
 fn purpose(start: &[u8]) -> Option<(String, String)> {
-    let header: &[u8; HEADER] = start.get(..HEADER)?.try_into().ok()?;
-    let is_64 = match &header[..5] {
-        [0x7f, b'E', b'L', b'F', 1] => false,
-        [0x7f, b'E', b'L', b'F', 2] => true,
-        _ => return None,
-    };
-    let (is_little, number) = match header[5] {
-        1 => (true, u16::from_le_bytes as fn([u8; 2]) -> u16),
-        2 => (false, u16::from_be_bytes as fn([u8; 2]) -> u16),
-        _ => return None,
-    };
+    let elf = Header::read(start)?;
     // What is run is an executable, or a shared object that can be put anywhere.
-    if !matches!(number([header[16], header[17]]), 2 | 3) {
+    if !matches!(elf.kind, elf::PROGRAM | elf::SHARED) {
         return None;
     }
-    let system = match header[7] {
+    let system = match elf.system {
         0 | 3 => "Linux".to_owned(),
         2 => "NetBSD".to_owned(),
         9 => "FreeBSD".to_owned(),
         12 => "OpenBSD".to_owned(),
         other => format!("elf-system-{other}"),
     };
-    let machine = match (number([header[18], header[19]]), is_64, is_little) {
-        (3, false, _) => "i686".to_owned(),
-        (62, true, _) => "x86_64".to_owned(),
-        (40, false, true) => "arm".to_owned(),
-        (183, true, true) => "aarch64".to_owned(),
-        (183, true, false) => "aarch64_be".to_owned(),
-        (243, true, _) => "riscv64".to_owned(),
-        (243, false, _) => "riscv32".to_owned(),
-        (21, true, true) => "ppc64le".to_owned(),
-        (21, true, false) => "ppc64".to_owned(),
-        (20, false, _) => "ppc".to_owned(),
-        (22, true, _) => "s390x".to_owned(),
-        (258, true, _) => "loongarch64".to_owned(),
-        (8, true, _) => "mips64".to_owned(),
-        (8, false, _) => "mips".to_owned(),
+    let machine = match (elf.machine, elf.is_long, elf.is_little) {
+        (machine::X86, false, _) => "i686".to_owned(),
+        (machine::X86_64, true, _) => "x86_64".to_owned(),
+        (machine::ARM, false, true) => "arm".to_owned(),
+        (machine::ARM_64, true, true) => "aarch64".to_owned(),
+        (machine::ARM_64, true, false) => "aarch64_be".to_owned(),
+        (machine::RISC_V, true, _) => "riscv64".to_owned(),
+        (machine::RISC_V, false, _) => "riscv32".to_owned(),
+        (machine::POWER_64, true, true) => "ppc64le".to_owned(),
+        (machine::POWER_64, true, false) => "ppc64".to_owned(),
+        (machine::POWER, false, _) => "ppc".to_owned(),
+        (machine::S390, true, _) => "s390x".to_owned(),
+        (machine::LOONG, true, _) => "loongarch64".to_owned(),
+        (machine::MIPS, true, _) => "mips64".to_owned(),
+        (machine::MIPS, false, _) => "mips".to_owned(),
         (other, _, _) => format!("elf-machine-{other}"),
     };
     Some((system, machine))
@@ -198,7 +188,7 @@ mod tests {
         let (system, machine) = purpose(&own).unwrap();
         assert_eq!((system.as_str(), machine.as_str()), ("Linux", std::env::consts::ARCH));
         let with = |changes: &[(usize, u8)]| {
-            let mut header = own[..HEADER].to_vec();
+            let mut header = own[..elf::HEADER].to_vec();
             changes.iter().for_each(|(at, byte)| header[*at] = *byte);
             purpose(&header).map(|(system, machine)| format!("{system} {machine}"))
         };

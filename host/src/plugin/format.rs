@@ -10,32 +10,14 @@ use std::sync::OnceLock;
 
 use super::discovery::Kind;
 use super::trust::{quoted, Complaint};
+use crate::elf::machine::{self, ARM_64, X86_64};
+use crate::elf::{self, Header};
 use crate::paths;
 
-/// Type of a shared library (and of a position-independent program) in ELF.
-const SHARED: u16 = 3;
-/// Machines, by their numbers in ELF.
-const X86: u16 = 3;
-const ARM: u16 = 40;
-const X86_64: u16 = 62;
-const ARM_64: u16 = 183;
 /// Bytes of a script's first line that the kernel looks at.
 const LINE_MAX: usize = 256;
 /// Most program headers that are looked at; real files have about ten.
 const HEADERS_MAX: u64 = 64;
-
-/// The part of an ELF header that decides.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Elf {
-    /// 1: 32 bits, 2: 64 bits.
-    class: u8,
-    /// 1: little endian, 2: big endian.
-    order: u8,
-    machine: u16,
-    kind: u16,
-    /// Bytes that the file has at least if it is whole; `None` if that part is missing itself.
-    whole: Option<u64>,
-}
 
 /// Checks that a file is what `kind` says and made for this machine.
 pub(super) fn check(file: &File, path: &Path, kind: Kind) -> Result<(), Complaint> {
@@ -46,7 +28,7 @@ pub(super) fn check(file: &File, path: &Path, kind: Kind) -> Result<(), Complain
     if kind == Kind::Executable {
         let script = first_line(file).filter(|it| it.starts_with(b"#!"));
         // Nobody is told to make executable what could not run all the same.
-        let could_run = script.is_some() || read(file).is_some();
+        let could_run = script.is_some() || header(file).is_some();
         if could_run && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_err() {
             let complaint = Complaint::new("it may not be executed");
             return Err(complaint.mend(format!("chmod +x {}", quoted(path))));
@@ -55,7 +37,7 @@ pub(super) fn check(file: &File, path: &Path, kind: Kind) -> Result<(), Complain
             return check_interpreter(&line[2..], path);
         }
     }
-    let Some(elf) = read(file) else {
+    let Some(elf) = header(file) else {
         return Err(match kind {
             Kind::Library => Complaint::new("it is no shared library")
                 .mend("build it as a `cdylib`, or with `cc -shared`"),
@@ -67,11 +49,11 @@ pub(super) fn check(file: &File, path: &Path, kind: Kind) -> Result<(), Complain
     if let Some(complaint) = foreign(elf).filter(|_| kind == Kind::Library) {
         return Err(complaint);
     }
-    if kind == Kind::Library && elf.kind != SHARED {
+    if kind == Kind::Library && elf.kind != elf::SHARED {
         return Err(Complaint::new("it is no shared library")
             .mend("build it as a `cdylib`, or with `cc -shared`"));
     }
-    if elf.whole.is_none_or(|whole| length < whole) {
+    if whole(file, elf).is_none_or(|whole| length < whole) {
         let reason = format!("it is cut short: only {length} bytes of it are there");
         return Err(Complaint::new(reason)
             .mend("copy it again, under another name, and rename it when it is complete"));
@@ -82,15 +64,18 @@ pub(super) fn check(file: &File, path: &Path, kind: Kind) -> Result<(), Complain
 /// What to say of a program that did not run: it is for another machine. `None` if it is for this
 /// one, or for one whose programs this processor runs too.
 pub(super) fn for_another_machine(file: &File) -> Option<Complaint> {
-    let elf = read(file)?;
-    let runs = |own: Elf| matches!((own.machine, elf.machine), (X86_64, X86) | (ARM_64, ARM));
+    let elf = header(file)?;
+    let runs = |own: Header| {
+        matches!((own.machine, elf.machine), (X86_64, machine::X86) | (ARM_64, machine::ARM))
+    };
     foreign(elf).filter(|_| !own().is_some_and(runs))
 }
 
-fn foreign(elf: Elf) -> Option<Complaint> {
+fn foreign(elf: Header) -> Option<Complaint> {
     let own = own()?;
-    let differs = (elf.class, elf.order, elf.machine) != (own.class, own.order, own.machine);
-    let reason = || format!("it is for {}, and this is {}", elf.name(), own.name());
+    let facts = |it: Header| (it.is_long, it.is_little, it.machine);
+    let differs = facts(elf) != facts(own);
+    let reason = || format!("it is for {}, and this is {}", name(elf), name(own));
     differs.then(|| Complaint::new(reason()).mend("build it for this machine"))
 }
 
@@ -123,9 +108,9 @@ fn check_interpreter(line: &[u8], path: &Path) -> Result<(), Complaint> {
 }
 
 /// What this program is.
-fn own() -> Option<Elf> {
-    static OWN: OnceLock<Option<Elf>> = OnceLock::new();
-    *OWN.get_or_init(|| read(&File::open(paths::executable_to_spawn()).ok()?))
+fn own() -> Option<Header> {
+    static OWN: OnceLock<Option<Header>> = OnceLock::new();
+    *OWN.get_or_init(|| header(&File::open(paths::executable_to_spawn()).ok()?))
 }
 
 /// The dynamic loader that runs this program, and so its plugins; `None` if it has none.
@@ -140,52 +125,48 @@ pub(super) fn loader() -> Option<PathBuf> {
     files.find(is_loader).map(PathBuf::from)
 }
 
-impl Elf {
-    fn name(self) -> String {
-        let machine = match self.machine {
-            X86 => "x86",
-            8 => "MIPS",
-            20 => "PowerPC",
-            21 => "64-bit PowerPC",
-            22 => "S/390",
-            ARM => "32-bit ARM",
-            X86_64 => "x86-64",
-            ARM_64 => "64-bit ARM",
-            243 => "RISC-V",
-            258 => "LoongArch",
-            other => return format!("machine type {other}"),
-        };
-        let order = if self.order == 2 { ", big endian" } else { "" };
-        let bits = if self.class == 1 { "32" } else { "64" };
-        format!("{machine} ({bits} bits{order})")
-    }
+/// What a file is for, in words for a person.
+fn name(elf: Header) -> String {
+    let machine = match elf.machine {
+        machine::X86 => "x86",
+        machine::MIPS => "MIPS",
+        machine::POWER => "PowerPC",
+        machine::POWER_64 => "64-bit PowerPC",
+        machine::S390 => "S/390",
+        machine::ARM => "32-bit ARM",
+        X86_64 => "x86-64",
+        ARM_64 => "64-bit ARM",
+        machine::RISC_V => "RISC-V",
+        machine::LOONG => "LoongArch",
+        other => return format!("machine type {other}"),
+    };
+    let order = if elf.is_little { "" } else { ", big endian" };
+    let bits = if elf.is_long { "64" } else { "32" };
+    format!("{machine} ({bits} bits{order})")
 }
 
-/// Reads an ELF header; `None` if there is none.
-fn read(file: &File) -> Option<Elf> {
-    let mut ident = [0; 16];
-    file.read_exact_at(&mut ident, 0).ok()?;
-    let (class, order) = (ident[4], ident[5]);
-    if !ident.starts_with(b"\x7fELF") || !matches!((class, order), (1 | 2, 1 | 2)) {
-        return None;
-    }
-    let is_long = class == 2;
+fn header(file: &File) -> Option<Header> {
+    let mut start = [0; elf::HEADER];
+    file.read_exact_at(&mut start, 0).ok()?;
+    Header::read(&start)
+}
+
+/// Bytes that a file has at least if it is whole; `None` if what says so is missing itself.
+fn whole(file: &File, elf: Header) -> Option<u64> {
     // Numbers of the header's native width are 8 or 4 bytes.
-    let width = if is_long { 8 } else { 4 };
+    let width = if elf.is_long { 8 } else { 4 };
     let number = |at: u64, bytes: usize| -> Option<u64> {
         let mut buffer = [0; 8];
         file.read_exact_at(&mut buffer[..bytes], at).ok()?;
-        Some(if order == 1 {
+        Some(if elf.is_little {
             u64::from_le_bytes(buffer)
         } else {
             u64::from_be_bytes(buffer) >> (64 - 8 * bytes)
         })
     };
-    let short = |at: u64| number(at, 2).and_then(|it| u16::try_from(it).ok());
-    let (programs, sections) =
-        if is_long { (number(32, 8)?, number(40, 8)?) } else { (number(28, 4)?, number(32, 4)?) };
-    let sizes = if is_long { 54 } else { 42 };
-    let size = |index: u64| short(sizes + 2 * index).map(u64::from);
+    let (programs, sections, sizes) = if elf.is_long { (32, 40, 54) } else { (28, 32, 42) };
+    let (programs, sections) = (number(programs, width)?, number(sections, width)?);
+    let size = |index: u64| number(sizes + 2 * index, 2);
     let (each_program, program_count, each_section, section_count) =
         (size(0)?, size(1)?, size(2)?, size(3)?);
 
@@ -197,11 +178,10 @@ fn read(file: &File) -> Option<Elf> {
     ));
     let segments = (0..program_count.min(HEADERS_MAX)).map(|index| {
         let at = |offset: u64| table(programs, each_program, index).saturating_add(offset);
-        let (offset, length) = if is_long { (at(8), at(32)) } else { (at(4), at(16)) };
+        let (offset, length) = if elf.is_long { (at(8), at(32)) } else { (at(4), at(16)) };
         Some(number(offset, width)?.saturating_add(number(length, width)?))
     });
-    let whole = segments.chain([Some(tables)]).try_fold(0, |most, end| Some(end?.max(most)));
-    Some(Elf { class, order, machine: short(18)?, kind: short(16)?, whole })
+    segments.chain([Some(tables)]).try_fold(0, |most, end| Some(end?.max(most)))
 }
 
 #[cfg(test)]
@@ -251,12 +231,10 @@ mod tests {
         let half = &whole[..whole.len() / 2];
         let reason = format!("it is cut short: only {} bytes of it are there", half.len());
         refused(half, 0o644, Kind::Library, &reason);
-        refused(
-            &whole[..100],
-            0o644,
-            Kind::Library,
-            "it is cut short: only 100 bytes of it are there",
-        );
+        for length in [20, 50, 100] {
+            let reason = format!("it is cut short: only {length} bytes of it are there");
+            refused(&whole[..length], 0o644, Kind::Library, &reason);
+        }
 
         let mut foreign = whole.clone();
         foreign[18] = 22;
