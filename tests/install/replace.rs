@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{add, home, json, launch_says, listed, mend_by, script, set_mode, FOLDER};
-use crate::support::{Home, Manager};
+use crate::support::{eventually, Home, Manager, Running, Signal};
 
 #[test]
 fn a_file_that_changes_while_it_is_copied_is_not_added() {
@@ -176,4 +176,48 @@ fn a_plugin_that_is_removed_during_a_launch_is_there_until_its_end() {
         assert_eq!(launch.finish().status.code(), Some(1));
     }
     drop(manager);
+}
+
+#[test]
+fn the_copy_of_an_add_that_was_killed_is_removed_and_that_of_another_is_not() {
+    let (home, folder) = home();
+    home.write("config/distant/config.toml", "[manager.worker]\nhello = 300\n");
+    let good = script(&home, "distant-plugin-hello", "hello", "hello");
+    let slow = home.script("distant-plugin-slow", "#!/bin/sh\nexec sleep 1000\n");
+    let begin = || {
+        let adding = home.ours(["plugin", "add"]).arg(&slow).start();
+        eventually("the plugin that says nothing", || {
+            home.processes().iter().any(|it| it.command == "sleep 1000").then_some(())
+        });
+        adding
+    };
+    let end = |adding: Running| {
+        adding.signal(Signal::KILL);
+        adding.finish();
+        home.assert_empty();
+    };
+    let names = || {
+        let names = fs::read_dir(&folder).unwrap().map(|it| it.unwrap().file_name());
+        let mut names: Vec<_> = names.map(|it| it.into_string().unwrap()).collect();
+        names.sort();
+        names.iter_mut().filter(|it| it.starts_with(".adding-")).for_each(|it| it.truncate(8));
+        names
+    };
+
+    let first = begin();
+    add(&home, &good).success();
+    assert_eq!(names(), [".adding-", "distant-plugin-hello"], "of one that lives");
+    end(first);
+    assert_eq!(names(), [".adding-", "distant-plugin-hello"], "nobody could");
+    for command in ["list", "doctor"] {
+        let said = home.ours(["plugin", command, "--json"]).run().success();
+        assert!(!said.stdout.contains("adding"), "{}", said.told());
+    }
+    add(&home, &good).success();
+    assert_eq!(names(), ["distant-plugin-hello"]);
+
+    end(begin());
+    assert_eq!(names(), [".adding-", "distant-plugin-hello"]);
+    home.ours(["plugin", "remove", "hello"]).run().success();
+    assert_eq!(names(), [""; 0]);
 }

@@ -7,12 +7,14 @@
 
 use std::fs::{self, DirBuilder, File, Metadata, Permissions};
 use std::io::{self, Seek};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use distant_plugin_api::{ErrorKind, LaunchError, Manifest};
+use rustix::fs::{FlockOperation, OFlags};
 use serde::Serialize;
-use tempfile::TempPath;
+use tempfile::{NamedTempFile, TempPath};
 
 use super::choice::Found;
 use super::config::{self, Config, Rules};
@@ -20,6 +22,9 @@ use super::discovery::{plain, Candidate, Kind, Origin};
 use super::listing::Listed;
 use super::registry::{blocking, digest, open, Registry};
 use super::trust::{self, Complaint, Rule};
+
+/// What the name of a copy begins with that is no plugin yet.
+const ADDING: &str = ".adding-";
 
 /// A plugin that was added.
 #[derive(Debug, Serialize)]
@@ -83,7 +88,8 @@ impl Registry {
         let (config, found) = self.survey().await?;
         let folder = self.own_folder()?;
         let wanted = source.to_owned();
-        let Copied { copy, sha256, warnings } = blocking(move || copy(&wanted, &folder)).await??;
+        let copied = blocking(move || copy(&wanted, &folder)).await??;
+        let Copied { copy, sha256, warnings, lock: _locked } = copied;
 
         let refused = |complaint: Complaint| {
             // The copy is nobody's business.
@@ -159,6 +165,8 @@ impl Registry {
             for file in &gone {
                 fs::remove_file(file).map_err(|error| cannot("remove", file, &error))?;
             }
+            // What cannot be tidied up is in nobody's way.
+            gone.first().and_then(|file| tidy(file.parent()?).ok());
             config::forget(&config, &forgotten)
         });
         Ok(Removed { name, files, schemes: schemes.await?? })
@@ -275,8 +283,45 @@ fn is(path: &Path, sha256: &str) -> bool {
 /// A file that was copied under a name that is no plugin's.
 struct Copied {
     copy: TempPath,
+    /// Held as long as the copy is somebody's.
+    lock: File,
     sha256: String,
     warnings: Vec<Warning>,
+}
+
+/// Makes the file for a copy, and a lock that says that somebody is at it; and removes the copies of
+/// those who were killed.
+fn begin(folder: &Path) -> io::Result<(NamedTempFile, File)> {
+    let _alone = tidy(folder)?;
+    let copy = tempfile::Builder::new().prefix(ADDING).tempfile_in(folder)?;
+    // By a descriptor of its own: the one that writes has to be closed before a copy can be run.
+    let lock = File::open(copy.path())?;
+    rustix::fs::flock(&lock, FlockOperation::LockShared)?;
+    Ok((copy, lock))
+}
+
+/// Removes the copies in a folder that nobody is at. Until the lock that it returns is dropped nobody
+/// else begins one, which has no lock of its own at first.
+fn tidy(folder: &Path) -> io::Result<File> {
+    let alone = File::open(folder)?;
+    rustix::fs::flock(&alone, FlockOperation::LockExclusive)?;
+    for entry in folder.read_dir()?.flatten() {
+        if !entry.file_name().as_bytes().starts_with(ADDING.as_bytes()) {
+            continue;
+        }
+        // It may be anything that somebody has put there.
+        let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed();
+        let file = File::options().read(true).custom_flags(flags).open(entry.path());
+        let is_left = |file: &File| {
+            let lock = rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive);
+            lock.is_ok() && file.metadata().is_ok_and(|it| it.is_file())
+        };
+        if file.is_ok_and(|it| is_left(&it)) {
+            // Else it is in nobody's way.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    Ok(alone)
 }
 
 /// Copies a file into the folder. It has to be the same file from the beginning to the end.
@@ -302,8 +347,7 @@ fn copy(source: &Path, folder: &Path) -> Result<Copied, LaunchError> {
     let us = rustix::process::geteuid().as_raw();
     trust::folders(&here.join("file"), us).map_err(refused)?;
 
-    let mut copy =
-        tempfile::Builder::new().prefix(".adding-").tempfile_in(&here).map_err(failed)?;
+    let (mut copy, lock) = begin(&here).map_err(failed)?;
     let copied = file.rewind().and_then(|()| io::copy(&mut file, copy.as_file_mut()));
     let copied = copied.map_err(failed)?;
     let facts = |it: &Metadata| {
@@ -321,7 +365,7 @@ fn copy(source: &Path, folder: &Path) -> Result<Copied, LaunchError> {
     // A program that somebody holds open for writing cannot be run.
     let copy = copy.into_temp_path();
     let sha256 = File::open(&copy).and_then(|mut file| digest(&mut file)).map_err(failed)?;
-    Ok(Copied { copy, sha256, warnings })
+    Ok(Copied { copy, lock, sha256, warnings })
 }
 
 /// Renames the checked copy to its name, and writes its SHA-256 down. A launch at any moment finds
