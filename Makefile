@@ -1,5 +1,5 @@
 # build: everything, optimised.  test: all tests, after installing what they need.
-# install: the program and its plugins below PREFIX.
+# install: the program and its plugins below PREFIX.  uninstall: takes them out again.
 
 PREFIX ?= /usr/local
 CARGO ?= cargo
@@ -12,7 +12,7 @@ NEEDED = cc:gcc perl:perl sshd:openssh-server ssh:openssh-client \
 	srun:slurm-client slurmctld:slurmctld slurmd:slurmd podman:podman runc:runc dockerd:docker.io \
 	krb5kdc:krb5-kdc kadmin.local:krb5-admin-server kinit:krb5-user softhsm2-util:softhsm2 /usr/include/openssl/evp.h:libssl-dev
 
-.PHONY: build test test-tools install
+.PHONY: build test test-tools install uninstall
 
 build:
 	$(CARGO) build --profile $(PROFILE) --locked
@@ -37,7 +37,11 @@ test-tools:
 	apt-get -o DPkg::Lock::Timeout=300 -qq install -y --no-install-recommends $$missing >/dev/null
 
 # Each file is put in place by a rename, so that a manager which runs from there is not disturbed.
-install: build
+# Root may have no cargo, and installs what somebody else has built.
+install:
+	@if command -v "$(CARGO)" >/dev/null 2>&1; then $(MAKE) --no-print-directory build; \
+	elif ! [ -x "$${CARGO_TARGET_DIR:-target}/$(subst dev,debug,$(PROFILE))/distant" ]; then \
+		echo "error: there is no $(CARGO) here and nothing is built; \`make build\` first" >&2; exit 1; fi
 	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(PREFIX)/lib/distant/plugins"
 	@set -eu; put() { install -m 755 "$$1" "$$2/.$$(basename "$$1").new"; \
 		mv -f "$$2/.$$(basename "$$1").new" "$$2/$$(basename "$$1")"; echo "$$2/$$(basename "$$1")"; }; \
@@ -47,3 +51,12 @@ install: build
 		case "$$plugin" in *\**|*_faulty.*) continue;; esac; \
 		put "$$plugin" "$(DESTDIR)$(PREFIX)/lib/distant/plugins"; \
 	done
+
+# What others have put there stays.
+uninstall:
+	rm -f "$(DESTDIR)$(PREFIX)/bin/distant"
+	@set -eu; folder="$(DESTDIR)$(PREFIX)/lib/distant/plugins"; \
+	for plugin in ssh2 libssh openssh manager_local; do \
+		rm -fv "$$folder/libdistant_plugin_$$plugin.so" "$$folder/libdistant_plugin_$$plugin.dylib"; \
+	done; \
+	rmdir "$$folder" "$${folder%/plugins}" 2>/dev/null || true

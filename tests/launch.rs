@@ -466,6 +466,27 @@ fn what_make_install_puts_somewhere_launches_from_there() {
     assert!(listed.contains("usr/lib/distant/plugins"), "{listed}");
     assert_serves(&home, id);
     stop(&home);
+
+    // Root often has no cargo; then it is what somebody has built.
+    let bare = |goal: &str| {
+        let make = home.program("make", [goal, "PROFILE=dev", "CARGO=no-cargo"]);
+        make.arg(format!("PREFIX={}", prefix.display()))
+            .env("CARGO_TARGET_DIR", target())
+            .cwd(repository())
+    };
+    fs::remove_file(&distant).unwrap();
+    bare("install").run().success();
+    assert!(distant.exists());
+    let nothing = bare("install").env("CARGO_TARGET_DIR", home.path("empty")).run().code(2);
+    assert!(nothing.stderr.contains("`make build` first"), "{}", nothing.told());
+
+    home.write("usr/lib/distant/plugins/distant-plugin-other", "");
+    bare("uninstall").run().success();
+    assert!(!distant.exists());
+    assert_eq!(names("lib/distant/plugins"), ["distant-plugin-other"]);
+    fs::remove_file(prefix.join("lib/distant/plugins/distant-plugin-other")).unwrap();
+    bare("uninstall").run().success();
+    assert!(!prefix.join("lib/distant").exists());
 }
 
 /// The folder that cargo builds into.
