@@ -172,6 +172,8 @@ fn the_plugin_commands_are_configured_as_the_manager_is() {
     home.write("config/distant/config.toml", "[manager.worker]\nhello = 0.25\n");
     let reason = named(&list(&home), "mute")["reason"].clone();
     assert_eq!(reason, "it said nothing within 250ms of its start");
+    let mend = named(&list(&home), "mute")["mend"].clone();
+    assert!(mend.as_str().unwrap().contains("flush each line"), "{mend}");
 
     let named_here = script(&home, "other", "other");
     let elsewhere = home.path("elsewhere/distant-plugin-other");

@@ -231,7 +231,9 @@ fn read_lines(
         if text.is_empty() {
             continue;
         }
-        let message = serde_json::from_slice(&line).map_err(|_| format!("`{}`", short(&text)));
+        let message = serde_json::from_slice(&line).map_err(|error| {
+            format!("`{}`, as {}", short(&text), distant_plugin_worker::misfit(&error))
+        });
         if sender.send(message.map(|message| (message, text))).is_err() {
             return;
         }

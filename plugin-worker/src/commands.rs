@@ -24,6 +24,7 @@ use distant_plugin_api::{Caller, Channel, ErrorKind, LaunchError};
 use rustix::process::Signal;
 use zeroize::Zeroizing;
 
+use crate::misfit;
 use crate::program::{end_like, Program};
 use crate::relay::TERMINATE;
 use crate::session::{Refusal, Session};
@@ -149,8 +150,9 @@ impl Plugin {
                 Ok(message) => self.take(message),
                 // Cut off, as its process ended in the middle of it.
                 Err(_) if !line.ends_with(b"\n") => {}
-                Err(_) => {
-                    return self.session.stop(self.broke("it sent a line that is no message"));
+                Err(error) => {
+                    let broke = self.broke("it sent a line that is no message");
+                    return self.session.stop(broke.caused_by(misfit(&error)));
                 }
             }
             if !matches!(read, Ok(1..)) {

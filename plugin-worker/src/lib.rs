@@ -10,6 +10,7 @@
 
 mod commands;
 mod library;
+mod misfit;
 mod program;
 mod relay;
 mod session;
@@ -35,6 +36,7 @@ use rustix::process::{Resource, Rlimit, Signal};
 use zeroize::Zeroizing;
 
 use library::Library;
+pub use misfit::misfit;
 use program::Program;
 use relay::{Outcome, Relay};
 use session::Session;

@@ -193,6 +193,8 @@ fn a_plugin_that_breaks_the_protocol_instead_is_named() {
     check(told, &["error: it is off"]);
     let junk = broke("it sent a line that is no message");
     check("read exec; echo rubbish; sleep 1000", &[&junk]);
+    let less = r#"read exec; echo '{"type":"run","id":1}'; sleep 1000"#;
+    check(less, &[&junk, "caused by: the member `argv` is missing"]);
     let long = broke("it sent a line of more than 1 MiB");
     check("tr '\\0' x </dev/zero", &[&long]);
     let none = broke("its `run` names no program");

@@ -136,10 +136,9 @@ impl Registry {
                 let start = Instant::now();
                 match self.hello(candidate, &opened).await {
                     Ok(manifest) => {
-                        let (name, version) = (&manifest.name, &manifest.version);
                         let took = start.elapsed().as_millis();
-                        let text =
-                            format!("it is `{name}` {version}, and said so within {took} ms");
+                        let name = format!("`{}` {}", manifest.name, manifest.version);
+                        let text = format!("it is {}, and said so within {took} ms", name.trim());
                         report.good("hello", text);
                     }
                     Err(complaint) => report.bad("hello", complaint),

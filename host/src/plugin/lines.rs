@@ -30,8 +30,8 @@ pub(super) enum Fault {
     /// A line is longer than [`MESSAGE_MAX`].
     TooLong,
     /// A line is no message. The text is its beginning, which may be shown only before the hello,
-    /// as a later line may be a damaged offer with a key in it.
-    NotAMessage(String),
+    /// as a later line may be a damaged offer with a key in it; why it is none has no value of it.
+    NotAMessage { line: String, why: String },
     /// Reading failed.
     Io(io::ErrorKind),
 }
@@ -134,7 +134,10 @@ impl Messages {
             }
             let line = self.buffer[..length].trim_ascii();
             let message = (!line.is_empty()).then(|| {
-                let junk = |_| Fault::NotAMessage(readable(line, JUNK_SHOWN));
+                let junk = |error| Fault::NotAMessage {
+                    line: readable(line, JUNK_SHOWN),
+                    why: distant_plugin_worker::misfit(&error),
+                };
                 serde_json::from_slice(line).map_err(junk)
             });
             self.buffer.drain(..length);

@@ -30,6 +30,9 @@ use super::supervisor::{broken, Line, Shared, Supervisor};
 use crate::paths;
 use crate::range::{number, seconds, OutOfRange};
 
+/// Why most programs say nothing that their authors have seen at a terminal.
+const FLUSH: &str =
+    "its author: a program has to flush each line, as a pipe keeps them back until then";
 /// Messages to a worker that may wait until it reads them; one that leaves more unread is broken.
 const QUEUE: usize = 64;
 /// Events that may wait for the manager; then the worker's output waits.
@@ -144,7 +147,11 @@ impl Process {
         let first = tokio::time::timeout(limit, process.next()).await.map_err(|_| {
             let message = format!("plugin `{name}` said nothing within {limit:?} of its start");
             process.is_late(&message);
-            LaunchError::new(ErrorKind::Plugin, message)
+            let error = LaunchError::new(ErrorKind::Plugin, message);
+            match entry.kind {
+                Kind::Executable => error.with_hint(FLUSH),
+                Kind::Library => error,
+            }
         })?;
         let hello = match first {
             Event::Message(PluginMessage::Hello(hello)) => hello,

@@ -234,10 +234,13 @@ impl Supervisor {
     fn explain(&self, fault: Fault) -> LaunchError {
         match fault {
             Fault::TooLong => broken(&self.name, "it sent a line of more than 1 MiB"),
-            Fault::NotAMessage(line) if self.heard == Heard::Nothing => {
-                broken(&self.name, "its first line is no message").caused_by(format!("`{line}`"))
+            Fault::NotAMessage { line, why } if self.heard == Heard::Nothing => {
+                let error = broken(&self.name, "its first line is no message");
+                error.caused_by(why).caused_by(format!("`{line}`"))
             }
-            Fault::NotAMessage(_) => broken(&self.name, "it sent a line that is no message"),
+            Fault::NotAMessage { why, .. } => {
+                broken(&self.name, "it sent a line that is no message").caused_by(why)
+            }
             Fault::Io(kind) => {
                 broken(&self.name, "its output cannot be read").because(&io::Error::from(kind))
             }

@@ -168,14 +168,11 @@ async fn an_exit_without_a_result_is_told_with_the_status() {
 #[tokio::test]
 async fn what_is_no_protocol_is_told() {
     let known = "broke the protocol: ";
-    fails("say '{}'", &format!("{known}it sent a line that is no message"), &[]).await;
+    let none = format!("{known}it sent a line that is no message");
+    fails("say '{}'", &none, &["the member `type` is missing"]).await;
     // What follows the hello is not shown, as it may be a damaged offer with a key in it.
-    fails(
-        "say '{\"type\":\"offer\",\"key\":1'",
-        &format!("{known}it sent a line that is no message"),
-        &[],
-    )
-    .await;
+    fails("say '{\"type\":\"offer\",\"key\":1'", &none, &["it is no JSON from its column 23 on"])
+        .await;
     fails("tr '\\0' x </dev/zero", &format!("{known}it sent a line of more than 1 MiB"), &[]).await;
     fails("exec >&-; sleep 300", &format!("{known}it closed its output and went on running"), &[])
         .await;
@@ -198,7 +195,7 @@ async fn a_plugin_that_does_not_say_hello_does_not_start() {
     does_not_start(
         "echo Welcome to the machine",
         &format!("{known}its first line is no message"),
-        &["`Welcome to the machine`"],
+        &["it is no JSON from its column 1 on", "`Welcome to the machine`"],
     )
     .await;
     does_not_start("notice hi", &format!("{known}its first message is no hello"), &[]).await;
