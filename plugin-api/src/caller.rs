@@ -58,7 +58,8 @@ impl Caller {
         let expected = challenge.questions.len();
         let refusal = || {
             let message = "a question was left unanswered";
-            let question = challenge.questions.first().map(|it| it.text.trim().to_owned());
+            let asked = challenge.questions.first().map(|it| it.text.trim().trim_end_matches(':'));
+            let question = asked.map(str::to_owned);
             let error = LaunchError::new(ErrorKind::Authentication, message);
             question.into_iter().fold(error, LaunchError::caused_by)
         };
@@ -227,7 +228,7 @@ mod tests {
             };
             assert_eq!(shown, expected);
         };
-        let unanswered = "a question was left unanswered: Password:";
+        let unanswered = "a question was left unanswered: Password";
         check(answer(1, Some(&["mellon"]), None), "mellon");
         check(answer(1, Some(&["mellon", "friend"]), None), unanswered);
         check(answer(1, None, Some(true)), unanswered);

@@ -264,10 +264,10 @@ impl<'a> Login<'a> {
                     answer(None);
                     let message = format!("the host key of `{place}` is not known");
                     return Err(LaunchError::new(ErrorKind::HostKey, message)
-                        .caused_by(format!("it shows the {key}"))
+                        .caused_by(format!("it shows the {}", key.replace(" Fingerprint: ", " key ")))
                         .caused_by("nobody said that it is the right one")
                         .with_hint(
-                            "compare the fingerprint, and accept it where you can be asked",
+                            "compare the fingerprint, and launch once at a terminal, where you can accept it",
                         ));
                 }
                 answer(Some(&Secret::new("yes")));
@@ -333,7 +333,7 @@ impl<'a> Login<'a> {
         let answer = self.caller.ask(challenge)?.into_iter().next();
         answer.filter(|answer| !answer.expose().is_empty()).ok_or_else(|| {
             LaunchError::new(ErrorKind::Authentication, "a question was left unanswered")
-                .caused_by(text.trim())
+                .caused_by(text.trim().trim_end_matches(':'))
         })
     }
 

@@ -242,8 +242,9 @@ impl Words {
             let message = format!("`ssh` cannot read its configuration for `{}`", settings.given);
             error(ErrorKind::InvalidOption, message)
         } else if self.says("Host key verification failed") || self.says("host key is known for") {
-            error(ErrorKind::HostKey, format!("the host key of `{place}` is not known"))
-                .with_hint("compare the fingerprint, and accept it where you can be asked")
+            error(ErrorKind::HostKey, format!("the host key of `{place}` is not known")).with_hint(
+                "compare the fingerprint, and launch once at a terminal, where you can accept it",
+            )
         } else if self.step >= Step::Authenticating {
             return self.refused(settings);
         } else if self.is_proxied || self.step > Step::Connecting || !self.says("connect to ") {

@@ -294,7 +294,9 @@ impl Opening<'_> {
                 error =
                     error.caused_by("its certificate is left out: only `backend=ssh2` reads it");
             }
-            error.with_hint("compare the fingerprint, and accept it where you can be asked")
+            error.with_hint(
+                "compare the fingerprint, and launch once at a terminal, where you can accept it",
+            )
         };
         if known.has_authority(name) && !self.backend.host_certificates() {
             let text = format!("an authority is known for `{place}`: only `backend=ssh2` reads it");
