@@ -268,3 +268,114 @@ fn a_scheme_whose_plugin_is_broken_names_the_command_that_says_what_mends_it() {
     let doctor = home.ours(["plugin", "doctor", "hello"]).run().code(1);
     assert!(doctor.stdout.contains("chmod go-w"), "{}", doctor.told());
 }
+
+#[test]
+fn a_terminal_gets_no_colours_and_no_characters_that_it_cannot_show_or_that_nobody_wants() {
+    let home = Home::new();
+    let screen = |name: &str, value: &str| {
+        let help = home.ours(["launch", "--help"]).env(name, value).on_terminal();
+        help.finish().1
+    };
+    assert!(screen("NO_COLOR", "").contains("\u{1b}["));
+    assert!(!screen("NO_COLOR", "1").contains('\u{1b}'));
+    assert!(!screen("TERM", "dumb").contains('\u{1b}'));
+
+    let manager = Manager::start(&home);
+    let mute = home.mute();
+    for (locale, is_ascii) in [("C", true), ("C.UTF-8", false)] {
+        let launch = home.ours(["launch", "manager://localhost", "--distant", &mute]);
+        let mut launch = launch.env("LANG", locale).on_terminal();
+        launch.expect("starting the server");
+        manager.wait_for_mute();
+        launch.type_keys("\x03");
+        let (_, shown) = launch.finish();
+        assert_eq!(shown.is_ascii(), is_ascii, "{locale}: {shown:?}");
+        manager.assert_no_offspring();
+    }
+}
+
+#[test]
+fn a_reader_that_has_enough_is_no_error() {
+    let home = Home::new();
+    let _manager = Manager::start(&home);
+    home.ours(["launch", "manager://localhost"]).run().id();
+    let distant = programs().distant.display();
+    let script = format!("set -o pipefail; {distant} spawn -- seq 1000000 | head -n 1");
+    let done = home.program("bash", ["-c", &script]).run().code(141);
+    assert_eq!((&*done.stdout, &*done.stderr), ("1\n", ""));
+}
+
+#[test]
+fn a_command_that_is_none_there_or_none_of_this_program_is_named_with_what_to_do() {
+    let home = Home::new();
+    let _manager = Manager::start(&home);
+    home.ours(["launch", "manager://localhost"]).run().id();
+    for command in [&["--", "no-such", "x"][..], &["-c", "no-such x"]] {
+        let shown = home.ours([&["spawn"], command].concat()).run().code(1);
+        assert!(
+            shown.stderr.starts_with("error: cannot start `no-such` there\n"),
+            "{}",
+            shown.told()
+        );
+    }
+    for (command, here) in [
+        (&["fs", "read", "/x"][..], "`distant spawn -- cat <FILE>` reads a file; "),
+        (&["shell"], "`distant spawn --pty -- bash -l` is a shell at a terminal; "),
+        (&["manager", "service", "start"], "a launch starts a manager by itself"),
+    ] {
+        let shown = home.ours(command).run().code(2);
+        assert!(shown.stderr.contains(&format!("\nhint: {here}")), "{}", shown.told());
+    }
+    let select = home.ours(["manager", "select"]).run().code(1);
+    let hint = "\nhint: `distant manager select <ID>` needs none\n";
+    assert!(select.stderr.ends_with(hint), "{}", select.told());
+}
+
+#[test]
+fn the_options_of_a_scheme_can_be_read_in_a_narrow_terminal() {
+    let home = Home::new();
+    let options = |columns: &str| {
+        let script = format!(
+            "stty cols {columns}; exec {} launch --help-options ssh",
+            programs().distant.display()
+        );
+        home.program("sh", ["-c", &script]).on_terminal().finish().1
+    };
+    assert!(options("1000").starts_with("OPTION "), "{}", options("1000"));
+    let narrow = options("80");
+    let shown =
+        "timeout: a whole number of milliseconds, at most a year; default 15000\r\n      millis";
+    assert!(narrow.contains(shown), "{narrow}");
+}
+
+#[test]
+fn a_program_is_told_in_json_what_is_wrong_with_its_command_line_and_with_its_answers() {
+    let home = Home::new();
+    let _manager = Manager::start(&home);
+    for (flags, message) in [
+        (&["--format", "json", "--nope"][..], "unexpected argument '--nope' found"),
+        (&["-fjson"], "the following required arguments were not provided: <DESTINATION>"),
+        (
+            &["--format=json", "a", "ssh://me:hunter2@b"],
+            "unexpected argument 'ssh://me:[redacted]@b' found",
+        ),
+    ] {
+        let shown = home.ours([&["launch"], flags].concat()).run().code(2);
+        let error = last_line(&shown);
+        assert_eq!((&error["type"], &error["msg"]), (&"error".into(), &message.into()));
+        assert_eq!(error["kind"], "invalid_option", "{}", shown.told());
+        assert!(shown.stderr.starts_with("error: "), "{}", shown.told());
+    }
+    let plain = home.ours(["launch", "--nope"]).run().code(2);
+    assert_eq!(plain.stdout, "", "{}", plain.told());
+
+    for answer in [r#"{"type":"auth_initialization_response"}"#, r#"{"type":"nope"}"#, "[]", "yes"]
+    {
+        let launch = home.ours(["launch", "manager://localhost", "--format=json"]);
+        let shown = launch.input(format!("{answer}\n")).run().code(1);
+        let error = last_line(&shown);
+        let hint = error["hint"].as_str().unwrap();
+        assert!(hint.ends_with(HELLO), "{}", shown.told());
+        assert!(!error["msg"].as_str().unwrap().contains("line 0"), "{}", shown.told());
+    }
+}

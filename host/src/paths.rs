@@ -33,6 +33,24 @@ pub fn expand(path: &Path) -> PathBuf {
     }
 }
 
+/// Whether a terminal can move its cursor and show colours.
+pub fn has_capable_terminal() -> bool {
+    env::var_os("TERM").is_none_or(|name| name != "dumb")
+}
+
+/// Whether the person wants colours where a terminal can show them: <https://no-color.org>.
+pub fn wants_colours() -> bool {
+    env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Whether texts of the locale are in UTF-8; the first variable that is set says so.
+pub fn has_utf8_locale() -> bool {
+    let set = |name: &&str| env::var_os(name).filter(|value| !value.is_empty());
+    let locale = ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(set).unwrap_or_default();
+    let locale = locale.to_string_lossy().to_lowercase();
+    locale.ends_with("utf-8") || locale.ends_with("utf8")
+}
+
 /// The account's name as the system has it; `$USER` may be anything.
 pub fn user_name() -> String {
     let id = rustix::process::getuid().as_raw();

@@ -30,21 +30,28 @@ pub(crate) struct Arguments {
 }
 
 /// The README has the same table.
-const EXIT_CODES: &str = "\
+const EXIT_CODES: &str = concat!(
+    "\
 Exit codes: 0 done, 1 failed, 2 the command line cannot be read, 130 interrupted (Ctrl-C).
-`distant spawn` ends with the code of the command that it ran.";
+`distant spawn` ends with the code of the command that it ran.
 
-/// What every command takes.
+This is distant launcher ",
+    env!("CARGO_PKG_VERSION"),
+    ". `--version` says the version of distant that it is compatible with,
+as editors ask for that."
+);
+
+/// What every command takes. Behind its own flags, of which `launch` has those of 0.20 among these.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Common {
     /// Log level to use throughout the application
-    #[arg(long, value_enum, global = true, display_order = 2)]
+    #[arg(long, value_enum, global = true, display_order = 102)]
     pub(crate) log_level: Option<Level>,
     /// Path to file to use for logging
-    #[arg(long, global = true, display_order = 4)]
+    #[arg(long, global = true, display_order = 104)]
     pub(crate) log_file: Option<PathBuf>,
     /// Configuration file to load instead of the default paths
-    #[arg(long = "config", value_name = "CONFIG_PATH", global = true, display_order = 5)]
+    #[arg(long = "config", value_name = "CONFIG_PATH", global = true, display_order = 105)]
     pub(crate) config: Option<PathBuf>,
 }
 
@@ -174,7 +181,14 @@ pub(crate) enum Format {
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct FormatFlag {
     /// [default: shell]
-    #[arg(short, long, value_enum, default_value_t, hide_default_value = true, display_order = 11)]
+    #[arg(
+        short,
+        long,
+        value_enum,
+        default_value_t,
+        hide_default_value = true,
+        display_order = 111
+    )]
     pub(crate) format: Format,
 }
 
@@ -182,10 +196,10 @@ pub(crate) struct FormatFlag {
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Network {
     /// Override the path to the Unix socket used by the manager (unix-only)
-    #[arg(long, display_order = 9)]
+    #[arg(long, display_order = 109)]
     pub(crate) unix_socket: Option<PathBuf>,
     /// Override the name of the local named Windows pipe used by the manager (windows-only)
-    #[arg(long, display_order = 10)]
+    #[arg(long, display_order = 110)]
     pub(crate) windows_pipe: Option<String>,
 }
 
@@ -193,7 +207,7 @@ pub(crate) struct Network {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct CacheFlag {
     /// Location to store cached data
-    #[arg(long, default_value_os_t = paths::cache_file(), display_order = 1)]
+    #[arg(long, default_value_os_t = paths::cache_file(), display_order = 101)]
     pub(crate) cache: PathBuf,
 }
 
@@ -205,7 +219,7 @@ pub(crate) struct Launch {
     pub(crate) cache: CacheFlag,
     /// Path to distant program on remote machine to execute via ssh; by default, this program needs
     /// to be available within PATH as specified when compiling ssh (not your login shell)
-    #[arg(long = "distant", value_name = "distant", display_order = 3)]
+    #[arg(long = "distant", value_name = "distant", display_order = 103)]
     pub(crate) bin: Option<String>,
     /// Control the IP address that the server binds to.
     ///
@@ -222,7 +236,7 @@ pub(crate) struct Launch {
         long = "distant-bind-server",
         value_name = "ssh|any|IP",
         value_parser = parse_bind_server,
-        display_order = 6
+        display_order = 106
     )]
     pub(crate) bind_server: Option<BindServer>,
     /// Additional arguments to provide to the server
@@ -230,7 +244,7 @@ pub(crate) struct Launch {
         long = "distant-args",
         value_name = "distant-args",
         allow_hyphen_values = true,
-        display_order = 7
+        display_order = 107
     )]
     pub(crate) args: Option<String>,
     /// Additional options to provide, typically forwarded to the handler within the manager
@@ -244,7 +258,7 @@ pub(crate) struct Launch {
         default_value = "",
         hide_default_value = true,
         value_parser = parse_secret,
-        display_order = 8
+        display_order = 108
     )]
     pub(crate) options: Secret,
     #[command(flatten)]
@@ -328,6 +342,7 @@ distant://:KEY@host:port, where everybody on this machine can see it while the c
 
 /// `distant api`.
 #[derive(Debug, Args)]
+#[command(after_help = API_HELP)]
 pub(crate) struct Api {
     #[command(flatten)]
     pub(crate) connection: ConnectionFlag,
@@ -338,18 +353,26 @@ pub(crate) struct Api {
     pub(crate) network: Network,
 }
 
+const API_HELP: &str = "\
+Each line of stdin is a request, each line of stdout a reply to the one with the id `origin_id`.
+What comes first, and wants an answer, is in the README under `JSON mode`.
+
+Example:
+  {\"id\":\"1\",\"payload\":{\"type\":\"system_info\"}}";
+
 /// Which connection a command is for.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ConnectionFlag {
     #[command(flatten)]
     pub(crate) cache: CacheFlag,
-    /// Specify a connection being managed
+    /// Specify a connection being managed, by its id; the selected one if left out
     #[arg(long, display_order = 3)]
     pub(crate) connection: Option<u32>,
 }
 
 /// `distant spawn`.
 #[derive(Debug, Args)]
+#[command(after_help = SPAWN_HELP)]
 pub(crate) struct Spawn {
     #[command(flatten)]
     pub(crate) connection: ConnectionFlag,
@@ -371,7 +394,7 @@ pub(crate) struct Spawn {
     /// Alternative current directory for the remote process
     #[arg(long, display_order = 15)]
     pub(crate) current_dir: Option<PathBuf>,
-    /// Environment variables to provide to the shell
+    /// Environment variables to provide to the process: `NAME=value,NAME2="value, with a comma"`
     #[arg(long, default_value = "", value_parser = parse_secret, display_order = 16)]
     pub(crate) environment: Secret,
     /// If present, commands are read from the provided string
@@ -381,6 +404,13 @@ pub(crate) struct Spawn {
     #[arg(name = "CMD", num_args = 1.., last = true)]
     pub(crate) cmd: Vec<String>,
 }
+
+const SPAWN_HELP: &str = "\
+Examples:
+  distant spawn -- uname -a
+  distant spawn --pty -- bash -l
+  distant spawn --shell -c 'ls | wc -l'
+  distant spawn --environment 'A=1,B=2' --current-dir /tmp -- env";
 
 /// `distant manager`.
 #[derive(Debug, Subcommand)]
@@ -426,7 +456,8 @@ pub(crate) struct Listen {
     /// If specified, will fork the process to run as a standalone daemon
     #[arg(long, display_order = 3)]
     pub(crate) daemon: bool,
-    /// If specified, will listen on a user-local unix socket or local windows named pipe
+    /// If specified, will listen on a user-local unix socket or local windows named pipe, instead of
+    /// on that of the machine
     #[arg(long, display_order = 6)]
     pub(crate) user: bool,
     #[arg(long, hide = true)]
@@ -445,7 +476,7 @@ pub(crate) struct NamedPlugins {
         long = "plugin",
         value_name = "NAME=PATH",
         value_parser = parse_plugin,
-        display_order = 7,
+        display_order = 107,
         global = true
     )]
     pub(crate) named: Vec<(String, PathBuf)>,

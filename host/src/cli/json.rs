@@ -160,14 +160,18 @@ fn wrong(message: &str) -> LaunchError {
 
 /// Says where it goes wrong, but not what stands there: an answer may be a secret.
 fn no_json(error: &serde_json::Error) -> LaunchError {
-    let place = format!("line {} column {}", error.line(), error.column());
-    match error.classify() {
+    let said = match error.classify() {
         serde_json::error::Category::Data => {
             wrong("the answer on standard input is not of the kind that was asked for")
         }
         _ => wrong("a line of standard input is no JSON"),
+    };
+    // A member that is missing has no place.
+    if error.line() == 0 {
+        return said;
     }
-    .caused_by(format!("the first character that does not fit is in {place}"))
+    let place = format!("line {} column {}", error.line(), error.column());
+    said.caused_by(format!("the first character that does not fit is in {place}"))
 }
 
 #[cfg(test)]

@@ -32,7 +32,10 @@ const FAREWELL: Duration = Duration::from_secs(2);
 pub(crate) fn run(arguments: Manager, context: &Context) -> Result<ExitCode, Failure> {
     let network = match &arguments {
         Manager::Listen(it) => return listen::run(it, context),
-        Manager::Service(_) => return Err(elsewhere("manager service")),
+        Manager::Service(_) => return Err(elsewhere(
+            "manager service",
+            "a launch starts a manager by itself, and `distant manager listen` is for a service",
+        )),
         Manager::Select(it) => return select(it, context),
         Manager::Version(it) | Manager::Stop(it) => &it.network,
         Manager::Info(it) | Manager::Kill(it) => &it.network,

@@ -112,6 +112,11 @@ impl Failure {
                 terminal.error(error);
                 ExitCode::from(USAGE)
             }
+            // As with any program in front of `head`; but what is there now and whose id nobody has
+            // seen comes with what ends it.
+            Self::Failed(error) if terminal.is_abandoned() && error.hint.is_none() => {
+                Self::Interrupted(SignalKind::pipe()).report(terminal)
+            }
             Self::Failed(error) => {
                 terminal.error(error);
                 ExitCode::FAILURE
@@ -230,7 +235,10 @@ pub fn main() -> ExitCode {
     let arguments = match parse(&given) {
         Ok(arguments) => arguments,
         Err(error) => {
-            terminal::show_clap(&error, |text| hide_passwords(text, &given));
+            let shown = terminal::show_clap(&error, |text| hide_passwords(text, &given));
+            if error.use_stderr() && asks_for_json(&given) {
+                terminal::show_usage_in_json(&shown);
+            }
             let code = u8::try_from(error.exit_code()).unwrap_or(USAGE);
             return ExitCode::from(code);
         }
@@ -270,22 +278,33 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Failure> {
         Command::Manager(arguments) => manager::run(arguments, context),
         // They read no configuration and write no log, so they never come here.
         Command::PluginWorker(_) | Command::PluginProbe(_) => Ok(ExitCode::from(USAGE)),
-        Command::Fs(_) => Err(elsewhere("fs")),
-        Command::Generate(_) => Err(elsewhere("generate")),
-        Command::Shell(_) => Err(elsewhere("shell")),
-        Command::SystemInfo(_) => Err(elsewhere("system-info")),
-        Command::Version(_) => Err(elsewhere("version")),
+        Command::Fs(_) => Err(elsewhere("fs", "`distant spawn -- cat <FILE>` reads a file")),
+        Command::Generate(_) => Err(elsewhere(
+            "generate",
+            "`distant completions <SHELL>` is here, and no key is required \
+                           in a configuration",
+        )),
+        Command::Shell(_) => {
+            Err(elsewhere("shell", "`distant spawn --pty -- bash -l` is a shell at a terminal"))
+        }
+        Command::SystemInfo(_) => {
+            Err(elsewhere("system-info", "`distant spawn -- uname -a` tells the system"))
+        }
+        Command::Version(_) => {
+            Err(elsewhere("version", "`distant manager version` tells that of the manager"))
+        }
     }
 }
 
-fn elsewhere(command: &str) -> Failure {
+/// Says who has a command of the released program, and what comes near to it here.
+fn elsewhere(command: &str, here: &str) -> Failure {
     let error = LaunchError::new(
         ErrorKind::InvalidOption,
         format!("`distant {command}` is not part of this program"),
     );
     Failure::Usage(error.with_hint(format!(
-        "distant 0.20.0 has `distant {command}`, and works over the connections of this manager: \
-         `cargo install distant --version 0.20.0 --locked --root <DIR>`"
+        "{here}; distant 0.20.0 has `distant {command}`, and works over the connections of this \
+         manager: `cargo install distant --version 0.20.0 --locked --root <DIR>`"
     )))
 }
 
@@ -330,6 +349,15 @@ fn parse(arguments: &[OsString]) -> Result<Arguments, clap::Error> {
     };
     let matches = command.try_get_matches_from(arguments)?;
     Arguments::from_arg_matches(&matches)
+}
+
+/// Whether a command line that cannot be read asks for JSON.
+fn asks_for_json(arguments: &[OsString]) -> bool {
+    let flags = arguments.iter().skip(1).take_while(|it| *it != "--");
+    let flags: Vec<_> = flags.filter_map(|it| it.to_str()).collect();
+    let is_value = |pair: &[&str]| matches!(pair, ["-f" | "--format", "json"]);
+    flags.iter().any(|flag| matches!(*flag, "--format=json" | "-fjson" | "-f=json" | "--json"))
+        || flags.windows(2).any(is_value)
 }
 
 /// Takes out of clap's words what a destination among the arguments has for a password.
@@ -408,8 +436,8 @@ mod tests {
         {
             assert!(parse(&line.iter().map(Into::into).collect::<Vec<_>>()).is_ok(), "{line:?}");
         }
-        let Failure::Usage(error) = elsewhere("fs") else { panic!() };
+        let Failure::Usage(error) = elsewhere("fs", "x does it") else { panic!() };
         assert_eq!(error.message, "`distant fs` is not part of this program");
-        assert!(error.hint.unwrap().starts_with("distant 0.20.0 has `distant fs`"));
+        assert!(error.hint.unwrap().starts_with("x does it; distant 0.20.0 has `distant fs`"));
     }
 }

@@ -52,15 +52,16 @@ impl<'a> Person<'a> {
         for message in messages {
             self.terminal.json(message)?;
             let Authentication::Initialization { .. } = message else { continue };
-            match self.input.value().await? {
+            match self.input.value().await.map_err(|error| expected(error, message))? {
                 None => {}
                 Some(AuthenticationResponse::Initialization { methods })
                     if methods.iter().any(|method| method == "none") => {}
                 Some(_) => {
-                    return Err(LaunchError::new(
+                    let error = LaunchError::new(
                         ErrorKind::Authentication,
                         "the answer does not choose the manager's method `none`",
-                    ))
+                    );
+                    return Err(expected(error, message));
                 }
             }
         }
@@ -112,7 +113,9 @@ impl<'a> Person<'a> {
         current: usize,
     ) -> Result<Option<usize>, LaunchError> {
         let tty =
-            Tty::open().map_err(|error| unanswered("a choice needs a terminal").because(&error))?;
+            Tty::open().map_err(|error| unanswered("a choice needs a terminal").because(&error));
+        let tty =
+            tty.map_err(|error| error.with_hint("`distant manager select <ID>` needs none"))?;
         let mut prompt = String::new();
         for (index, choice) in choices.iter().enumerate() {
             let mark = if index == current { '>' } else { ' ' };
@@ -138,10 +141,9 @@ impl<'a> Person<'a> {
         message: &Authentication,
     ) -> Result<AuthenticationResponse, LaunchError> {
         self.terminal.json(message)?;
-        let answer =
-            self.input.value().await?.ok_or_else(|| {
-                unanswered("standard input ended before the question was answered")
-            })?;
+        let answer = self.input.value().await.map_err(|error| expected(error, message))?;
+        let answer = answer
+            .ok_or_else(|| unanswered("standard input ended before the question was answered"))?;
         match (message, &answer) {
             (
                 Authentication::Challenge { questions, .. },
@@ -163,7 +165,7 @@ impl<'a> Person<'a> {
             }
             _ => {
                 let wrong = "the answer on standard input is not of the kind that was asked for";
-                Err(LaunchError::new(ErrorKind::Other, wrong))
+                Err(expected(LaunchError::new(ErrorKind::Other, wrong), message))
             }
         }
     }
@@ -180,7 +182,8 @@ impl<'a> Person<'a> {
                 let tty = Tty::open().map_err(|error| {
                     unanswered("a question needs a terminal to be answered at").because(&error)
                 })?;
-                tty.write(&introduction(options)).map_err(|error| terminal_gone(&error))?;
+                tty.write(&introduction(options, questions))
+                    .map_err(|error| terminal_gone(&error))?;
                 let mut answers = Vec::with_capacity(questions.len());
                 for question in questions {
                     answers.push(answer(&tty, question).await?);
@@ -219,11 +222,19 @@ async fn answer(tty: &Tty, question: &AuthenticationQuestion) -> Result<Secret, 
     })
 }
 
-/// What is read before the questions: what they are about, and for whom.
-fn introduction(options: &std::collections::BTreeMap<String, String>) -> String {
+/// What is read before the questions: what they are about, and for whom where they do not say that
+/// themselves.
+fn introduction(
+    options: &std::collections::BTreeMap<String, String>,
+    questions: &[AuthenticationQuestion],
+) -> String {
     let mut text = String::new();
     let get = |key: &str| options.get(key).map(|it| sanitise(it.trim())).unwrap_or_default();
-    for line in [get("username"), get("instructions")] {
+    let mut whom = get("username");
+    if questions.iter().all(|question| sanitise(&question.text).contains(&whom)) {
+        whom.clear();
+    }
+    for line in [whom, get("instructions")] {
         if !line.is_empty() {
             text.push_str(&line);
             text.push('\n');
@@ -238,6 +249,23 @@ fn prompt(text: &str) -> String {
         prompt.push(' ');
     }
     prompt
+}
+
+/// Says what an answer looks like, where one was none.
+fn expected(error: LaunchError, message: &Authentication) -> LaunchError {
+    let line = match message {
+        Authentication::Initialization { .. } => {
+            r#"{"type":"auth_initialization_response","methods":["none"]}"#
+        }
+        Authentication::Challenge { .. } => {
+            r#"{"type":"auth_challenge_response","answers":["…"]}, with one for each question"#
+        }
+        Authentication::Verification { .. } => {
+            r#"{"type":"auth_verification_response","valid":true}"#
+        }
+        _ => return error,
+    };
+    error.with_hint(format!("an answer is a line such as {line}"))
 }
 
 /// Tells whether standard input is a pipe, a socket or a file, which may hold a `y`.
@@ -274,7 +302,17 @@ mod tests {
     fn it_is_said_for_whom_and_why() {
         let options = [("instructions", "Two questions\n"), ("username", "root")];
         let options = options.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
-        assert_eq!(introduction(&options), "root\nTwo questions\n");
-        assert_eq!(introduction(&std::collections::BTreeMap::new()), "");
+        let questions = |texts: &[&str]| -> Vec<_> {
+            let question = |text: &&str| AuthenticationQuestion {
+                label: String::new(),
+                text: (*text).to_owned(),
+                options: std::collections::BTreeMap::new(),
+            };
+            texts.iter().map(question).collect()
+        };
+        let shown = |texts: &[&str]| introduction(&options, &questions(texts));
+        assert_eq!(shown(&["Password: ", "PIN of root: "]), "root\nTwo questions\n");
+        assert_eq!(shown(&["Password of root@box: "]), "Two questions\n");
+        assert_eq!(introduction(&std::collections::BTreeMap::new(), &questions(&["PIN: "])), "");
     }
 }

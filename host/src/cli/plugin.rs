@@ -212,7 +212,13 @@ pub(crate) fn help_options(
             let shown = json!({"scheme": scheme, "plugin": entry.name, "options": schema});
             return Ok(terminal.json(&shown)?);
         }
-        Ok(terminal.bytes(option_table(&schema).as_bytes())?)
+        let table = option_table(&schema);
+        let columns = table.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+        let shown = match terminal.has_room_for(columns) {
+            true => table,
+            false => schema.0.iter().map(described).collect(),
+        };
+        Ok(terminal.bytes(shown.as_bytes())?)
     })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -108,7 +108,11 @@ async fn work(
         current_dir: arguments.current_dir.clone(),
         pty: arguments.pty.then(size),
     };
-    let program = Program::start(&sender, &mut receiver, &request).await?;
+    let name = match (&arguments.cmd_str, arguments.cmd.first()) {
+        (Some(text), _) => text.split_whitespace().next().unwrap_or_default(),
+        (None, word) => word.map(String::as_str).unwrap_or_default(),
+    };
+    let program = Program::start(&sender, &mut receiver, &request, name).await?;
     attending.set(true);
     let translators = arguments.lsp.as_ref().map(|scheme| {
         let scheme = scheme.as_deref();
@@ -190,13 +194,14 @@ impl<'a> Program<'a> {
         sender: &'a Sender<'a>,
         receiver: &mut Receiver,
         request: &Request,
+        name: &str,
     ) -> Result<Self, LaunchError> {
         send(sender, SPAWN, request).await?;
         match next(receiver).await? {
             (_, Response::ProcSpawned { id }) => {
                 Ok(Self { sender, id, window: Semaphore::new(WINDOW) })
             }
-            (_, other) => Err(unexpected(other, "the program could not be started")),
+            (_, other) => Err(unexpected(other, &format!("cannot start `{name}` there"))),
         }
     }
 

@@ -9,6 +9,7 @@
 use std::error::Error;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,8 +19,11 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::arguments::Format;
+use crate::paths;
 use crate::wire::message::Authentication;
 
+/// What the spinner turns through where the locale has no other characters.
+const PLAIN_SPINNER: &str = "-\\|/";
 /// How often the spinner turns.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -27,17 +31,34 @@ const TICK: Duration = Duration::from_millis(100);
 pub(crate) struct Terminal {
     format: Format,
     spinner: Mutex<Option<ProgressBar>>,
+    /// Whoever read standard output has closed it.
+    is_abandoned: AtomicBool,
 }
 
 impl Terminal {
     /// Writes in this format.
     pub(crate) fn new(format: Format) -> Self {
-        Self { format, spinner: Mutex::new(None) }
+        Self { format, spinner: Mutex::new(None), is_abandoned: AtomicBool::new(false) }
     }
 
     /// The format that it writes in.
     pub(crate) fn format(&self) -> Format {
         self.format
+    }
+
+    /// Whether whoever read standard output has closed it, as `head` does when it has enough.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.is_abandoned.load(Ordering::Relaxed)
+    }
+
+    /// Whether a result with lines of so many columns fits where it is shown.
+    pub(crate) fn has_room_for(&self, columns: usize) -> bool {
+        let stdout = io::stdout();
+        if !stdout.is_terminal() {
+            return true;
+        }
+        let size = rustix::termios::tcgetwinsize(stdout);
+        size.map_or(true, |size| size.ws_col == 0 || columns <= size.ws_col.into())
     }
 
     /// Writes a line of the result to standard output, as it is.
@@ -59,7 +80,7 @@ impl Terminal {
             let mut stdout = io::stdout().lock();
             stdout.write_all(bytes).and_then(|()| stdout.flush())
         })
-        .map_err(|error| unwritable(&error))
+        .map_err(|error| self.unwritable(&error))
     }
 
     /// Writes a part of a stream to standard output at once, as it is. While nobody takes it, this
@@ -75,7 +96,7 @@ impl Terminal {
     pub(crate) async fn stream(&self, bytes: Vec<u8>) -> Result<(), LaunchError> {
         self.finish_progress();
         let written = write_aside(bytes, || io::stdout().lock()).await;
-        written.map_err(|error| unwritable(&error))
+        written.map_err(|error| self.unwritable(&error))
     }
 
     /// Writes a value as one line of JSON to standard output, as [`Self::stream`] does.
@@ -160,13 +181,19 @@ impl Terminal {
             // It fails where the result will, too.
             let _ = self.json(&ProgressLine { r#type: "progress", progress });
         }
-        if self.format == Format::Json || !io::stderr().is_terminal() {
+        let is_seen = io::stderr().is_terminal() && paths::has_capable_terminal();
+        if self.format == Format::Json || !is_seen {
             return;
         }
         let mut spinner = self.spinner();
         let bar = spinner.get_or_insert_with(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-            bar.set_style(ProgressStyle::default_spinner());
+            let style = ProgressStyle::default_spinner();
+            bar.set_style(match paths::has_utf8_locale() {
+                true => style,
+                // The last one is that of the end.
+                false => style.tick_chars(&format!("{PLAIN_SPINNER} ")),
+            });
             bar.enable_steady_tick(TICK);
             bar
         });
@@ -180,6 +207,11 @@ impl Terminal {
         }
     }
 
+    fn unwritable(&self, error: &io::Error) -> LaunchError {
+        self.is_abandoned.fetch_or(error.kind() == io::ErrorKind::BrokenPipe, Ordering::Relaxed);
+        LaunchError::new(ErrorKind::Other, "cannot write to standard output").because(error)
+    }
+
     fn without_spinner<T>(&self, write: impl FnOnce() -> T) -> T {
         match &*self.spinner() {
             Some(bar) => bar.suspend(write),
@@ -190,10 +222,6 @@ impl Terminal {
     fn spinner(&self) -> std::sync::MutexGuard<'_, Option<ProgressBar>> {
         self.spinner.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn unwritable(error: &io::Error) -> LaunchError {
-    LaunchError::new(ErrorKind::Other, "cannot write to standard output").because(error)
 }
 
 fn json_line<T: Serialize>(value: &T) -> Result<Vec<u8>, LaunchError> {
@@ -216,18 +244,31 @@ async fn write_aside<W: Write>(
     tokio::task::spawn_blocking(write).await.map_err(io::Error::other)?
 }
 
-/// Writes what is wrong with the command line, or its help, as clap words it.
-pub(crate) fn show_clap(error: &clap::Error, hide: impl Fn(String) -> String) {
+/// Writes what is wrong with the command line, or its help, as clap words it; returns the words.
+pub(crate) fn show_clap(error: &clap::Error, hide: impl Fn(String) -> String) -> String {
     let styled = error.render();
     let is_terminal =
         if error.use_stderr() { io::stderr().is_terminal() } else { io::stdout().is_terminal() };
-    let text = hide(if is_terminal { styled.ansi().to_string() } else { styled.to_string() });
+    let is_coloured = is_terminal && paths::wants_colours() && paths::has_capable_terminal();
+    let text = hide(if is_coloured { styled.ansi().to_string() } else { styled.to_string() });
     // Nobody is left to be told.
     let _ = if error.use_stderr() {
         io::stderr().lock().write_all(text.as_bytes())
     } else {
         io::stdout().lock().write_all(text.as_bytes())
     };
+    hide(styled.to_string())
+}
+
+/// Says to a program what is wrong with its command line, in the words for people.
+pub(crate) fn show_usage_in_json(shown: &str) {
+    let what = shown.split("\n\n").next().unwrap_or_default();
+    let words: Vec<_> = what.split_whitespace().collect();
+    let message = words.join(" ");
+    let message = message.strip_prefix("error: ").unwrap_or(&message);
+    let error = LaunchError::new(ErrorKind::InvalidOption, message).with_hint("try `--help`");
+    // It is on standard error as well.
+    let _ = Terminal::new(Format::Json).json(&error_line(&error));
 }
 
 fn describe(error: &LaunchError) -> String {

@@ -85,13 +85,13 @@ fn host_owned() -> Vec<OptionSchema> {
         OptionSchema::new(
             BIND_SERVER,
             OptionType::String,
-            "the address that the server binds to: ssh, any or an IP (--distant-bind-server)",
+            "the address that the server binds to: ssh (the default), any or an IP (--distant-bind-server)",
         ),
         OptionSchema::new(ARGS, OptionType::String, "more arguments for it (--distant-args)"),
         OptionSchema::new(
             UPLOAD,
             OptionType::String,
-            "never, auto or a program to bring there (--distant-upload)",
+            "never (the default), auto or a program to bring there (--distant-upload)",
         ),
         OptionSchema::new(
             TIMEOUT,
