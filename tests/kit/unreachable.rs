@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use rustix::net::{AddressFamily, SocketType};
 
 use super::{cases, is_found};
+use crate::ssh::hostile::silent;
 use crate::support::{programs, Home, Sshd};
 
 /// Destinations where nothing answers, with what has to live for that.
@@ -18,17 +19,9 @@ struct Gone {
 
 impl Gone {
     fn new() -> Self {
-        let bound = || {
-            let socket =
-                rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
-            rustix::net::bind(&socket, &SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
-            socket
-        };
-        let silent = bound();
-        rustix::net::listen(&silent, 0).unwrap();
-        let silent = TcpListener::from(silent);
-        let waiting = TcpStream::connect(silent.local_addr().unwrap()).unwrap();
-        Self { refusing: TcpListener::from(bound()), silent: (silent, waiting) }
+        let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        rustix::net::bind(&socket, &SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+        Self { refusing: socket.into(), silent: silent(Ipv4Addr::LOCALHOST.into()) }
     }
 
     fn destinations(&self) -> [String; 3] {

@@ -1,9 +1,11 @@
 //! Servers that mean harm, or are broken: never a hang, never believed.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use rustix::net::{AddressFamily, SocketType};
 
 use super::each_backend;
 use crate::support::{report, Finished, Home, Manager, Sshd, HELLO};
@@ -22,6 +24,18 @@ pub(super) fn stub(serve: impl Fn(TcpStream) + Send + Clone + 'static) -> Socket
         }
     });
     address
+}
+
+/// A port of this address that takes nobody in, as one is waiting already; both have to live for
+/// that.
+pub(crate) fn silent(ip: IpAddr) -> (TcpListener, TcpStream) {
+    let family = if ip.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = rustix::net::socket(family, SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&socket, &SocketAddr::from((ip, 0))).unwrap();
+    rustix::net::listen(&socket, 0).unwrap();
+    let listener = TcpListener::from(socket);
+    let waiting = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    (listener, waiting)
 }
 
 /// Waits until the other side has closed the connection.

@@ -1,8 +1,9 @@
 //! `distant launch ssh://` against a real sshd, the same on all backends.
 
 mod compatible;
+mod configuration;
 mod host_key;
-mod hostile;
+pub(crate) mod hostile;
 mod kerberos;
 mod kill;
 mod login;
