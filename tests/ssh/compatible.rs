@@ -57,4 +57,40 @@ each_backend! {
         let (status, screen) = terminal.finish();
         assert!(status.success(), "{screen}");
     }
+
+    fn a_released_cli_is_asked_for_host_and_password_on_a_terminal(backend: &str) {
+        let home = Home::new();
+        let _manager = Manager::start(&home);
+        let sshd = Sshd::with(&home, "KbdInteractiveAuthentication no");
+        let account = Account::new("/bin/sh", "the right one");
+        let options = format!("backend={backend}");
+        let mut terminal = launch(&home, &account.name, &sshd, &options).on_terminal();
+        terminal.expect("is not yet trusted");
+        terminal.expect("y/N");
+        terminal.type_keys("y\n");
+        terminal.expect("Password for ");
+        terminal.type_keys("the right one\n");
+        let (status, screen) = terminal.finish();
+        assert!(status.success(), "{screen}");
+        assert!(!screen.contains("the right one"), "{screen}");
+        assert_eq!(home.peer(["spawn", "--", "echo", "hi"]).run().success().stdout, "hi\n");
+    }
+
+    fn a_released_cli_is_asked_the_servers_questions(backend: &str) {
+        let home = Home::new();
+        let _manager = Manager::start(&home);
+        let lines = "UsePAM yes\nPasswordAuthentication no\nKbdInteractiveAuthentication yes";
+        let sshd = Sshd::with(&home, lines);
+        sshd.make_known(&home);
+        let account = Account::new("/bin/sh", "the right one");
+        let launch = launch(&home, &account.name, &sshd, &format!("backend={backend}"));
+        let mut launch = launch.in_json();
+        let question = next(&launch);
+        let asked = question["questions"][0]["text"].as_str().unwrap_or_default();
+        assert_eq!(asked, format!("({}@127.0.0.1) Password: ", account.name), "{question}");
+        launch.say(r#"{"type":"auth_challenge_response","answers":["the right one"]}"#);
+        let end = next(&launch);
+        assert_eq!(end["type"], "launched", "{end}");
+        launch.finish().success();
+    }
 }
