@@ -109,8 +109,17 @@ each_backend! {
         let command = "head -c 4194304 /dev/zero >&2; exec sh -c \"$SSH_ORIGINAL_COMMAND\"";
         let sshd = Sshd::with(&home, &format!("ForceCommand {command}"));
         sshd.make_known(&home);
+        // They are just what is read of a command, so it depends on what else comes first.
         let finished = sshd.launch(&home, backend, "").run_within(Duration::from_secs(40));
-        report(format!("4 MiB of complaints first, {backend}: {}", finished.status));
+        if finished.status.success() {
+            assert_eq!(home.ours(["spawn", "--", "echo", "hi"]).run().success().stdout, "hi\n");
+        } else {
+            assert!(finished.stderr.contains("prints without an end"), "{}", finished.told());
+        }
+        let fewer = command.replace("4194304", "2097152");
+        let sshd = Sshd::with(&home, &format!("ForceCommand {fewer}"));
+        sshd.make_known(&home);
+        sshd.launch(&home, backend, "").run().id();
     }
 
     fn a_server_end_that_goes_mute_is_tunnelled_or_given_up(backend: &str) {
@@ -126,10 +135,13 @@ each_backend! {
         let options = format!("backend={backend},timeout=4000,identity_files=\"{}\"", sshd.identity());
         let server = server.display().to_string();
         let since = Instant::now();
-        let args = ["launch", &to, "--distant", &server, "--options", &options];
-        let error = home.ours(args).run().code(1);
+        let args = ["launch", &to, "--distant", &server, "--options", &options, "--format=json"];
+        let error = home.ours(args).input(format!("{HELLO}\n")).run().code(1);
         assert!(since.elapsed() < Duration::from_secs(25), "{}", error.told());
-        home.ours(["manager", "list"]).run().success();
+        let last: serde_json::Value =
+            serde_json::from_str(error.stdout.lines().last().unwrap()).unwrap();
+        assert_eq!(last["kind"], "port_unreachable", "{}", error.told());
+        assert!(error.stderr.contains("no answer within 4000 ms"), "{}", error.told());
     }
 
     fn a_server_end_that_closes_before_its_first_byte_is_unreachable(backend: &str) {

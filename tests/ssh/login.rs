@@ -171,6 +171,40 @@ each_backend! {
         report(format!("login {backend}: agent: in"));
     }
 
+    fn a_right_key_is_shown_at_once_and_nothing_before_it(backend: &str) {
+        let home = Home::new();
+        let _manager = Manager::start(&home);
+        let sshd = Sshd::with(&home, "LogLevel DEBUG1");
+        sshd.launch(&home, backend, "").run().id();
+        let log = sshd.log();
+        let tried = |method: &str| {
+            log.matches(&format!("service ssh-connection method {method}")).count()
+        };
+        let expected = match backend {
+            "libssh" => (0, 1),
+            // It asks first whether the key would do.
+            "ssh2" => (0, 2),
+            _ => (1, 2),
+        };
+        assert_eq!((tried("none"), tried("publickey")), expected, "{log}");
+    }
+
+    fn a_banner_is_shown_without_what_plays_tricks_on_a_terminal(backend: &str) {
+        let home = Home::new();
+        let _manager = Manager::start(&home);
+        let banner = home.write("banner", "Be nice\u{1b}[31m to\u{7} this machine.\n");
+        let sshd = Sshd::with(&home, &format!("Banner {}", banner.display()));
+        let wrong = home.path("wrong");
+        keygen(&wrong, &["-N", "", "-t", "ed25519"]);
+        // libssh2 has no word of a banner where the first key gets in.
+        let keys = format!("identity_files=\"{},{}\"", wrong.display(), sshd.identity());
+        let launched = sshd.launch(&home, backend, &keys).run();
+        assert_eq!(launched.stderr.matches("Be nice").count(), 1, "{}", launched.told());
+        assert!(launched.stderr.contains("this machine."), "{}", launched.told());
+        assert!(!launched.stderr.contains(['\u{1b}', '\u{7}']), "{}", launched.told());
+        launched.id();
+    }
+
     fn a_mute_agent_costs_a_few_seconds_and_not_the_launch(backend: &str) {
         let home = Home::new();
         let _manager = Manager::start(&home);

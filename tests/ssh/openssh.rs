@@ -300,17 +300,6 @@ fn an_ssh_that_is_killed_ends_the_launch_and_the_server() {
 }
 
 #[test]
-fn a_banner_is_shown() {
-    let home = Home::new();
-    let _manager = Manager::start(&home);
-    let banner = home.write("banner", "Be nice to this machine.\n");
-    let sshd = Sshd::with(&home, &format!("Banner {}", banner.display()));
-    let launched = sshd.launch(&home, "openssh", "").run();
-    assert!(launched.stderr.contains("Be nice to this machine."), "{}", launched.told());
-    launched.id();
-}
-
-#[test]
 fn a_banner_does_not_say_where_the_connection_goes() {
     let home = Home::new();
     let _manager = Manager::start(&home);

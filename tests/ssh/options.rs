@@ -1,10 +1,11 @@
 //! What each option of a launch does, in every spelling, and where the server then listens.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use super::each_backend;
+use super::hostile::silent;
 use super::login::Agent;
 use crate::support::{eventually, programs, report, Home, Manager, Sshd};
 
@@ -200,5 +201,33 @@ each_backend! {
         let error = sshd.launch(&home, backend, "tunnel=never").run().code(1);
         assert!(error.stderr.contains("where the server is, cannot be used"), "{}", error.told());
         assert!(error.stderr.contains("ssh can carry it"), "{}", error.told());
+    }
+
+    fn a_silent_port_is_reached_through_ssh_and_at_once_where_that_has_worked(backend: &str) {
+        let home = Home::new();
+        let sshd = Sshd::apart(&home);
+        // The server gets this port in its own network; in ours it says nothing.
+        let launch = |mute: &(TcpListener, TcpStream), tunnel: &str| {
+            let args = format!("--port {}", mute.0.local_addr().unwrap().port());
+            let options = format!("distant.args=\"{args}\",tunnel={tunnel},timeout=15000");
+            sshd.launch(&home, backend, &options).run()
+        };
+        let ports = [(); 4].map(|()| silent(Ipv4Addr::LOCALHOST.into()));
+        let manager = Manager::start(&home);
+        let launched = launch(&ports[0], "auto");
+        let said = launched.stderr.matches("connected through ssh to the server on").count();
+        assert_eq!(said, 1, "{}", launched.told());
+        launched.id();
+        assert_eq!(home.ours(["spawn", "--", "echo", "hi"]).run().success().stdout, "hi\n");
+        manager.stop();
+        // Silence lasts longer than a launch may take now, so that only what worked before helps.
+        home.write("config/distant/config.toml", "[manager.limits]\nslow = 60\n");
+        let manager = Manager::start(&home);
+        launch(&ports[1], "always").id();
+        launch(&ports[2], "auto").id();
+        manager.stop();
+        let _manager = Manager::start(&home);
+        let error = launch(&ports[3], "auto").code(1);
+        assert!(error.stderr.contains("no answer within 15000 ms"), "{}", error.told());
     }
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::each_backend;
-use crate::support::{peer, report, within, Home, Manager, Signal, Sshd};
+use crate::support::{calm, peer, report, within, Home, Manager, Signal, Sshd};
 
 each_backend! {
     fn a_launch_by_key_gives_a_connection_and_leaves_no_ssh_behind(backend: &str) {
@@ -32,6 +32,7 @@ each_backend! {
     }
 
     fn a_missing_program_is_said_at_once(backend: &str) {
+        let _calm = calm();
         let home = Home::new();
         let _manager = Manager::start(&home);
         let sshd = Sshd::start(&home);
@@ -44,9 +45,14 @@ each_backend! {
             let error = home.ours(args).run().code(1);
             (error, since.elapsed())
         };
-        launch("/none/distant");
-        let (error, took) = launch("/none/distant");
-        assert!(error.stderr.contains("there is no `/none/distant`"), "{}", error.told());
+        let mut took = Duration::MAX;
+        for _ in 0..3 {
+            let (error, this) = launch("/none/distant");
+            assert!(error.stderr.contains("there is no `/none/distant`"), "{}", error.told());
+            took = took.min(this);
+        }
+        // As fast as the machine is there; the shortest, as this one may be busy.
+        assert!(took < Duration::from_secs(1), "{took:?}");
         report(format!("missing program, {backend}: said after {took:.2?}"));
         let (error, _) = launch("no-such-distant");
         assert!(error.stderr.contains("not in /"), "{}", error.told());
@@ -56,7 +62,7 @@ each_backend! {
         let home = Home::new();
         let _manager = Manager::start(&home);
         let sshd = Sshd::start(&home);
-        let log = home.path("tmp/a 'quoted' $HOME; log.txt");
+        let log = home.path("tmp/a 'quoted' $HOME; naïve 日本 log.txt");
         let args = format!("--log-level info --log-file \"{}\"", log.display().to_string().replace('$', "\\$"));
         sshd.launch(&home, backend, "").arg("--distant-args").arg(args).run().id();
         assert!(log.exists());

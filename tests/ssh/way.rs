@@ -5,6 +5,9 @@ use std::fs;
 use super::each_backend;
 use crate::support::{Home, Manager, Sshd};
 
+/// What a launch says where the connection does not go by itself.
+const TUNNELLED: &str = "connected through ssh to the server on";
+
 each_backend! {
     fn the_ssh_configuration_is_honoured(backend: &str) {
         let home = Home::new();
@@ -61,7 +64,10 @@ each_backend! {
                 log.display()),
         );
         let command = format!("proxy_command=\"{} %h %p %r\"", program.display());
-        sshd.launch(&home, backend, &command).run().id();
+        let launched = sshd.launch(&home, backend, &command).run();
+        // Whoever needs a proxy for ssh needs it for the server too.
+        assert!(launched.stderr.contains(TUNNELLED), "{}", launched.told());
+        launched.id();
         let expected = format!("{} {} root\n", sshd.address.ip(), sshd.address.port());
         assert_eq!(fs::read_to_string(log).unwrap(), expected);
         assert_eq!(home.ours(["spawn", "--", "echo", "hi"]).run().success().stdout, "hi\n");
@@ -98,7 +104,9 @@ each_backend! {
         let distant = crate::support::programs().distant.display().to_string();
         let options = format!("backend={backend}");
         let args = ["launch", "ssh://end", "--distant", &distant, "--options", &options];
-        home.ours(args).run().id();
+        let launched = home.ours(args).run();
+        assert!(launched.stderr.contains(TUNNELLED), "{}", launched.told());
+        launched.id();
         let echo = home.ours(["spawn", "--", "sh", "-c", "head -c 1000000 /dev/zero"]);
         assert_eq!(echo.run().success().stdout.len(), 1_000_000);
         assert!(hosts.iter().all(|host| host.connections() == 1));
