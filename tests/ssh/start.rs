@@ -45,14 +45,12 @@ each_backend! {
             let error = home.ours(args).run().code(1);
             (error, since.elapsed())
         };
-        let mut took = Duration::MAX;
-        for _ in 0..3 {
-            let (error, this) = launch("/none/distant");
+        // As fast as that machine is, while this one may be busy now and then.
+        let quick = (0..10).map(|_| launch("/none/distant")).find_map(|(error, took)| {
             assert!(error.stderr.contains("there is no `/none/distant`"), "{}", error.told());
-            took = took.min(this);
-        }
-        // As fast as the machine is there; the shortest, as this one may be busy.
-        assert!(took < Duration::from_secs(1), "{took:?}");
+            (took < Duration::from_secs(1)).then_some(took)
+        });
+        let took = quick.expect("a word within a second");
         report(format!("missing program, {backend}: said after {took:.2?}"));
         let (error, _) = launch("no-such-distant");
         assert!(error.stderr.contains("not in /"), "{}", error.told());
