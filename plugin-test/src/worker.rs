@@ -9,6 +9,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
@@ -203,13 +204,35 @@ fn marked(mark: &str) -> Vec<(OwnedFd, String)> {
         let number = entry.file_name().to_str()?.parse().ok()?;
         // Before it is looked at, so that what is killed is no other one with its number.
         let process = pidfd_open(Pid::from_raw(number)?, PidfdFlags::empty()).ok()?;
-        let environment = std::fs::read(entry.path().join("environ")).ok()?;
+        let environment = environment(&entry.path())?;
         let is_it = environment.split(|byte| *byte == 0).any(|it| it == mark.as_bytes());
         let words = std::fs::read(entry.path().join("cmdline")).ok()?;
         let words = String::from_utf8_lossy(&words).replace('\0', " ");
         is_it.then(|| (process, short(words.trim())))
     });
     found.collect()
+}
+
+/// What a process was started with. One that is becoming another program shows nothing of it for a
+/// moment, and is waited for.
+fn environment(process: &Path) -> Option<Vec<u8>> {
+    let end = Instant::now() + GRACE;
+    loop {
+        let environment = std::fs::read(process.join("environ")).ok()?;
+        if !environment.is_empty() || Instant::now() >= end {
+            return Some(environment);
+        }
+        let stat = std::fs::read_to_string(process.join("stat")).ok()?;
+        // As proc(5) counts them; these begin with the third, behind a name that may hold anything.
+        let fields: Vec<_> = stat.rsplit_once(") ")?.1.split_whitespace().collect();
+        let number = |count: usize| fields.get(count - 3)?.parse::<u64>().ok();
+        let [memory, from, to] = [number(23)?, number(50)?, number(51)?];
+        // The kernel's own and what has ended have no memory; others were started with nothing.
+        if memory == 0 || (to > 0 && from == to) {
+            return Some(environment);
+        }
+        thread::yield_now();
+    }
 }
 
 fn read_lines(
