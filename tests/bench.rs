@@ -11,7 +11,8 @@ use serde_json::{json, Value};
 
 use crate::ssh::remote::Account;
 use crate::support::{
-    eventually, peer, programs, Finished, Home, Invocation, Look, Running, Seen, Signal, PATIENCE,
+    copy_executable, eventually, peer, programs, Finished, Home, Invocation, Look, Running, Seen,
+    Signal, PATIENCE,
 };
 
 /// For all parts at their smallest, the programs being those of a build without optimisation.
@@ -277,7 +278,7 @@ fn an_ordinary_user_measures_through_a_proxy_and_the_report_says_so() {
     let folder = user.home.join("bin");
     fs::create_dir_all(folder.join("peer")).unwrap();
     let copy = |from: &Path, to: &Path| {
-        fs::copy(from, to).unwrap();
+        copy_executable(from, to);
         fs::set_permissions(to, fs::Permissions::from_mode(0o755)).unwrap();
     };
     let (ours, released) = (&programs().distant, folder.join("peer/distant"));

@@ -6,7 +6,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    calm, eventually, programs, Finished, Home, Invocation, Manager, Server, Signal, HELLO,
+    calm, copy_executable, eventually, programs, Finished, Home, Invocation, Manager, Server,
+    Signal, HELLO,
 };
 
 /// How a launch with a faulty plugin ends.
@@ -183,7 +184,9 @@ fn what_a_plugin_cannot_even_be_loaded_for_is_said() {
         ("noise", "cannot reach `nowhere`"),
     ] {
         // How long a plugin may take to be loaded is decided for each.
-        home.write("config/distant/plugins.toml", "[plugins.faulty]\ntimeout = 1000\n");
+        let limit = if load == "hang" { 1000 } else { 60_000 };
+        let config = format!("[plugins.faulty]\ntimeout = {limit}\n");
+        home.write("config/distant/plugins.toml", config);
         let invocation = home.ours(["manager", "listen", "--user"]);
         let invocation = invocation.env("DISTANT_FAULTY_LOAD", load);
         let manager = Manager::listen(&home, invocation, true);
@@ -197,7 +200,7 @@ fn what_a_plugin_cannot_even_be_loaded_for_is_said() {
 /// Puts a file into its place as an installation does.
 fn replace(source: &Path, target: &Path) {
     let new = target.with_extension("new");
-    fs::copy(source, &new).unwrap();
+    copy_executable(source, &new);
     fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
     fs::rename(new, target).unwrap();
 }

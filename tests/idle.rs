@@ -38,7 +38,7 @@ fn watch(home: &Home, server: &Server, manager: &Manager, time: Duration) -> [Co
     }
     let later = processes.map(Look::wake_ups);
     [0, 1].map(|at| Cost {
-        wake_ups: later[at] - wake_ups[at],
+        wake_ups: later[at].since(&wake_ups[at]),
         memory: memory[at].saturating_sub(before[at]) as f64 / (CONNECTIONS - 5) as f64,
     })
 }

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::abi::c_plugin;
 use crate::ssh::remote::Account;
-use crate::support::{programs, Finished, Home, Manager};
+use crate::support::{copy_executable, executable, programs, Finished, Home, Manager};
 
 const FOLDER: &str = "data/distant/plugins";
 
@@ -291,8 +291,7 @@ fn each_way_of_being_ill_is_listed_with_its_reason_and_what_mends_it() {
     // Programs: for another machine, half-copied, for another host, without what runs them.
     let program = |name: &str, content: &[u8]| {
         let place = folder.join(format!("distant-plugin-{name}"));
-        fs::write(&place, content).unwrap();
-        set_mode(&place, 0o755);
+        executable(&place, content);
         place
     };
     let whole = fs::read("/bin/true").unwrap();
@@ -380,7 +379,7 @@ fn a_plugin_that_may_not_be_read_is_listed_with_the_command_that_mends_it() {
     let (home, _) = home();
     // Root may read everything, so this is for somebody else.
     let distant = home.path("bin/distant");
-    fs::copy(&programs().distant, &distant).unwrap();
+    copy_executable(&programs().distant, &distant);
     let file = script(&home, &format!("{FOLDER}/distant-plugin-closed"), "closed", "closed");
     set_mode(&file, 0o300);
     let other = |arguments: &[&str]| {
@@ -436,7 +435,7 @@ fn a_group_may_write_that_has_nobody_but_the_user_in_it() {
     run("distant plugin doctor hello").success();
 
     // With somebody else in it, it is no longer theirs alone.
-    home.program("usermod", ["-a", "-G", &account.name, "nobody"]).run().success();
+    account.let_into_group("nobody");
     let refused = run("distant plugin list").code(1);
     assert!(refused.stderr.contains("its group may write to it"), "{}", refused.told());
 }

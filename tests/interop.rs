@@ -362,13 +362,12 @@ fn a_server_that_is_gone_is_shown_and_one_that_refuses_is_dropped() {
     let listed = || home.ours(["manager", "list"]).run().success().stdout;
     let info = || home.ours(["manager", "info", &id]).run().stdout;
     assert!(listed().contains(&id) && !info().contains("reconnecting"));
-    // Another server at the same place does not know the connection.
-    let port = server.address.port().to_string();
     drop(server);
     eventually("a connection that is shown as lost", || {
         info().contains("reconnecting").then_some(())
     });
-    let again = home.ours(["server", "listen", "--host", "127.0.0.1", "--port", &port]);
-    let _again = Server::listen(again);
+    // Another server at the same place does not know the connection.
+    let again = Server::start(&home);
+    proxy.lead_to(again.address);
     eventually("a connection that is dropped", || (!listed().contains(&id)).then_some(()));
 }

@@ -12,6 +12,9 @@ use crate::support::{
 /// What a person waits without wondering; a launch on this machine takes a fraction of it.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
+/// What may wait for another build in the same folder, and build everything itself.
+const BUILDING: Duration = Duration::from_secs(600);
+
 /// The exchange of the manager's own round, which begins everything in JSON mode.
 const ROUND: [&str; 3] = [
     r#"{"type":"auth_initialization","methods":["none"]}"#,
@@ -448,7 +451,7 @@ fn what_make_install_puts_somewhere_launches_from_there() {
         .arg(format!("PREFIX={}", prefix.display()))
         .env("CARGO_TARGET_DIR", target())
         .cwd(repository());
-    with_cargo(make).run().success();
+    with_cargo(make).run_within(BUILDING).success();
     let distant = prefix.join("bin/distant");
     let names = |folder: &str| {
         let entries = fs::read_dir(prefix.join(folder)).unwrap().flatten();
@@ -549,7 +552,7 @@ fn the_readme_works_in_a_clone_with_umask_002_below_a_world_writable_sticky_fold
     );
     let home = Home::new();
     let run = |script: &str| with_cargo(home.program("sh", ["-c", script]));
-    run(&prepare).run().success();
+    run(&prepare).run_within(BUILDING).success();
     let folder_built = clone.join("target").join(profile);
     let products = || -> Vec<PathBuf> {
         let entries = fs::read_dir(&folder_built).unwrap().flatten().map(|entry| entry.path());
@@ -562,7 +565,7 @@ fn the_readme_works_in_a_clone_with_umask_002_below_a_world_writable_sticky_fold
     assert_eq!(products(), [] as [PathBuf; 0], "something of this workspace is still there");
 
     let command = format!("umask 002 && {}", here(&first));
-    let built = run(&command).cwd(&clone).run_within(Duration::from_secs(600));
+    let built = run(&command).cwd(&clone).run_within(BUILDING);
     let id = built.id();
     let products = products();
     let has = |name: &str| products.contains(&folder_built.join(name));

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::support::{programs, Home, Manager};
+use crate::support::{copy_executable, programs, Home, Manager};
 
 /// A home with a folder for plugins of the user's own.
 fn home() -> (Home, PathBuf) {
@@ -150,7 +150,7 @@ fn a_program_without_any_plugin_says_where_it_looked_and_what_to_build() {
     let (home, folder) = home();
     let alone = home.path("alone/distant");
     fs::create_dir(alone.parent().unwrap()).unwrap();
-    fs::copy(&programs().distant, &alone).unwrap();
+    copy_executable(&programs().distant, &alone);
     let listed = home.program(&alone, ["plugin", "list"]).run().success();
     assert!(listed.stderr.contains(&folder.display().to_string()), "{}", listed.told());
 

@@ -9,7 +9,7 @@ use std::thread;
 use serde_json::json;
 
 use crate::support::wire::Wire;
-use crate::support::{programs, Finished, Home, Look, Manager, Server, HELLO};
+use crate::support::{eventually, programs, Finished, Home, Look, Manager, Server, HELLO};
 
 /// Answers, passwords and the like that this test makes up.
 const ANSWER: &str = "correct-horse-battery-3141";
@@ -137,8 +137,11 @@ fn no_secret_is_anywhere_but_where_it_belongs() {
         trace(&["launch", "manager://localhost", "--distant", server.to_str().unwrap()]).run();
     said.note(&launched);
     let id = launched.id().to_string();
-    let overheard = fs::read_to_string(&line).unwrap();
-    let key = overheard.split_once("distant://:").unwrap().1[..64].to_owned();
+    // It is written there after it was handed on.
+    let key = eventually("the line that was overheard", || {
+        let overheard = fs::read_to_string(&line).ok()?;
+        Some(overheard.split_once("distant://:")?.1.get(..64)?.to_owned())
+    });
     for args in [
         &["spawn", "--", "echo", "hi"][..],
         &["manager", "list"],
@@ -309,15 +312,6 @@ const WRONG_PASSPHRASE: &str = "wrong-passphrase-7471";
 const CODE: &str = "one-time-code-3526624977";
 const WRONG_CODE: &str = "wrong-time-code-5724709369";
 
-/// An account whose password is set again and again, as each is used in one way.
-fn set_password(account: &str, password: &str) {
-    use std::io::Write;
-    let mut set = std::process::Command::new("/usr/sbin/chpasswd");
-    let mut set = set.stdin(std::process::Stdio::piped()).spawn().unwrap();
-    set.stdin.take().unwrap().write_all(format!("{account}:{password}\n").as_bytes()).unwrap();
-    assert!(set.wait().unwrap().success());
-}
-
 /// Answers the questions of a launch in JSON mode with these, one after the other, and then none.
 fn answer(launch: crate::support::Invocation, answers: &[&str], said: &mut Said) -> Finished {
     let mut launch = launch.arg("--format").arg("json").start();
@@ -374,7 +368,7 @@ crate::ssh::each_backend! {
         assert!(status.success(), "{screen}");
         said.add("the terminal".to_owned(), screen.into_bytes());
         answer(launch(&by_password, name, ""), &[WRONG_LOGIN], &mut said).code(1);
-        set_password(name, IN_DESTINATION);
+        account.set_password(IN_DESTINATION);
         let mut client = Wire::manager(manager.socket());
         let request = json!({
             "type": "launch",
@@ -386,9 +380,9 @@ crate::ssh::each_backend! {
         drop(client);
 
         // A code that is good once, asked for by the server's own question.
-        set_password(name, CODE);
+        account.set_password(CODE);
         answer(launch(&by_questions, name, ""), &[WRONG_CODE, CODE], &mut said).success();
-        set_password(name, "another code by now");
+        account.set_password("another code by now");
         answer(launch(&by_questions, name, ""), &[CODE], &mut said).code(1);
 
         // Keys: a plain one, one with a passphrase in each form, one of an agent.

@@ -5,7 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::{other_builds, programs, repository, variable, Home, Manager, PATIENCE};
+use crate::support::{
+    copy_executable, other_builds, programs, repository, variable, Home, Manager, PATIENCE,
+};
 
 /// A home where `distant` is in the PATH.
 fn home() -> Home {
@@ -138,7 +140,7 @@ fn what_cannot_be_made_is_said() {
     assert!(refused.stderr.contains("`/tmp` is no clone of distant"), "{}", refused.told());
     // A program that is far from where it was built needs to be told.
     let alone = home.path("tmp/distant");
-    fs::copy(&programs().distant, &alone).unwrap();
+    copy_executable(&programs().distant, &alone);
     let refused = home.program(&alone, ["plugin", "new", "other", "--lang", "rust"]).run().code(1);
     assert!(refused.stderr.contains("name the clone with `--api`"), "{}", refused.told());
     let elsewhere = ["plugin", "new", "other", "--lang", "python", "--dir", "x/y", "--json"];

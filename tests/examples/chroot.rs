@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::{conforms, install, kill_worker, make, over_there, refused};
-use crate::support::{eventually, programs, Home, Invocation, Look, Manager, Seen, Signal};
+use crate::support::{
+    copy_executable, eventually, programs, Home, Invocation, Look, Manager, Seen, Signal,
+};
 
 /// A folder with `distant` and a few programs of this machine, and what they need.
 fn root(home: &Home, name: &str) -> PathBuf {
@@ -14,7 +16,7 @@ fn root(home: &Home, name: &str) -> PathBuf {
         let place = root.join(to.trim_start_matches('/'));
         fs::create_dir_all(place.parent().unwrap()).unwrap();
         if !place.exists() {
-            fs::copy(from, place).unwrap();
+            copy_executable(from, &place);
         }
     };
     let programs = [(programs().distant.as_path(), "/usr/local/bin/distant")];

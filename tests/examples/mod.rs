@@ -13,7 +13,7 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::support::{programs, repository, variable, Home, Invocation, Manager};
+use crate::support::{executable, programs, repository, variable, Home, Invocation, Manager};
 
 /// Held while something is built, as several tests want the same.
 static BUILDING: Mutex<()> = Mutex::new(());
@@ -61,8 +61,9 @@ fn cargo(name: &str, words: &[&str]) -> PathBuf {
 /// Installs a plugin's file where the host looks for the user's own.
 fn install(home: &Home, file: &Path) {
     let name = file.file_name().unwrap().to_str().unwrap();
-    let place = home.write(&format!("data/distant/plugins/{name}"), fs::read(file).unwrap());
-    fs::set_permissions(&place, fs::Permissions::from_mode(0o755)).unwrap();
+    let place = home.path("data/distant/plugins").join(name);
+    fs::create_dir_all(place.parent().unwrap()).unwrap();
+    executable(&place, fs::read(file).unwrap());
     for folder in place.ancestors().skip(1).take(3) {
         fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::{built, conforms, install, kill_worker, over_there, refused};
-use crate::support::{programs, repository, variable, Home, Invocation, Manager};
+use crate::support::{copy_executable, programs, repository, variable, Home, Invocation, Manager};
 
 /// The blocks of the guide whose first line ends with `mark`, such as `run` or `file=src/lib.rs`.
 fn blocks(mark: &str) -> Vec<String> {
@@ -28,7 +28,7 @@ fn file(language: &str, name: &str) -> String {
 fn home() -> Home {
     let home = Home::new();
     fs::set_permissions(home.path(""), fs::Permissions::from_mode(0o755)).unwrap();
-    fs::copy(&programs().distant, home.path("bin/distant")).unwrap();
+    copy_executable(&programs().distant, &home.path("bin/distant"));
     // A person has it in a place where it is found by itself.
     let bin = home.path("bin/distant").display().to_string();
     home.write("config/distant/config.toml", format!("[client.launch]\nbin = \"{bin}\"\n"));

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
-use crate::support::{Home, Look, Manager, Running, Seen, Signal, HELLO};
+use crate::support::{eventually, Home, Look, Manager, Running, Seen, Signal, HELLO};
 
 /// Puts an executable plugin for `NAME://` where the host looks; the body follows its hello.
 fn plugin(home: &Home, name: &str, members: &str, body: &str) -> PathBuf {
@@ -110,7 +110,14 @@ fn an_executable_gets_every_byte_and_costs_nothing_while_it_waits() {
     let length: usize = asked(&mut launch).parse().unwrap();
     assert!(length > answer.len(), "{length}");
     let worker = manager.offspring().into_iter().find(is_worker).unwrap();
-    let before = switches(&worker);
+    // It handed the question on, and has yet to go to sleep.
+    let before = eventually("a worker that waits", || {
+        manager
+            .offspring()
+            .iter()
+            .any(|it| it.pid == worker.pid && it.state == 'S')
+            .then(|| switches(&worker))
+    });
     assert!(!launch.ends_within(std::time::Duration::from_secs(1)), "{}", launch.told());
     assert_eq!(switches(&worker), before, "it woke up while there was nothing to do");
     launch.signal(Signal::INT);

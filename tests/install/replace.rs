@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{add, home, json, launch_says, listed, mend_by, script, set_mode, FOLDER};
-use crate::support::{eventually, Home, Manager, Running, Signal};
+use crate::support::{eventually, executable, Home, Manager, Running, Signal};
 
 #[test]
 fn a_file_that_changes_while_it_is_copied_is_not_added() {
@@ -16,7 +16,7 @@ fn a_file_that_changes_while_it_is_copied_is_not_added() {
     let mut text = fs::read(&file).unwrap();
     text.extend(b"exit\n");
     text.extend(vec![b'#'; 64 << 20]);
-    fs::write(&file, &text).unwrap();
+    executable(&file, &text);
     let over = AtomicBool::new(false);
     let refused = std::thread::scope(|scope| {
         // As whoever is still copying it there: by the same name, or by a new file under it.
@@ -46,7 +46,7 @@ fn a_half_copied_script_is_not_added() {
     let file = script(&home, "distant-plugin-hello", "hello", "hello");
     let text = fs::read(&file).unwrap();
     for (length, reason) in [(0, "it is empty"), (15, "it exited with status "), (40, "it ")] {
-        fs::write(&file, &text[..length]).unwrap();
+        executable(&file, &text[..length]);
         let refused = add(&home, &file).code(1);
         assert!(refused.stderr.contains(&format!("caused by: {reason}")), "{}", refused.told());
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);

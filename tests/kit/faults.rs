@@ -1,6 +1,6 @@
 //! For each case that launches, a program with the one fault that it is there for, and none.
 
-use super::{cases, is_found};
+use super::{cases, is_found, seconds};
 use crate::support::{Home, Server};
 
 /// A program that asks for a word and whether the machine is the right one, and then offers a server
@@ -36,8 +36,9 @@ fn each_case_that_launches_finds_its_fault() {
     let good = good.replace("KEY", &server.key);
     let check = |text: &str, case: &str, status: &str, reason: &str| {
         let program = home.script("distant-plugin-odd", text);
-        let arguments = ["--launch", "odd://x", "--unreachable", "odd://gone", "--timeout", "3"];
-        let arguments = [&arguments[..], &["--answer", "word=mellon", "--only", case]].concat();
+        let arguments = ["--launch", "odd://x", "--unreachable", "odd://gone"];
+        let answers = ["--answer", "word=mellon", "--timeout", seconds(status), "--only", case];
+        let arguments = [&arguments[..], &answers].concat();
         is_found(&cases(&home, &program, &arguments), case, status, reason);
     };
     // What is found in one that differs from the good one in this alone.

@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use super::{cases, is_found, renamed, PROGRAM};
+use super::{cases, is_found, renamed, seconds, PROGRAM};
 use crate::abi::{builds, c_plugin};
 use crate::support::{repository, Home, Manager, Server};
 
@@ -15,7 +15,7 @@ fn a_program_meets_older_newer_and_foreign_hosts() {
     let simple = simple.replace("KEY", &server.key);
     let check = |text: &str, case: &str, status: &str, reason: &str| {
         let program = home.script("distant-plugin-odd", text);
-        let arguments = ["--launch", "odd://x", "--timeout", "3", "--only", case];
+        let arguments = ["--launch", "odd://x", "--timeout", seconds(status), "--only", case];
         is_found(&cases(&home, &program, &arguments), case, status, reason);
     };
     let first = |more: &str| simple.replacen("case $line in", &format!("case $line in\n{more}"), 1);

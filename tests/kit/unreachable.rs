@@ -1,13 +1,11 @@
 //! `launch.unreachable_host` with the real plugins: an address that refuses, one that says nothing,
 //! and a name that nobody has.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-
-use rustix::net::{AddressFamily, SocketType};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 
 use super::{cases, is_found};
 use crate::ssh::hostile::silent;
-use crate::support::{programs, Home, Sshd};
+use crate::support::{executable, programs, refusing, Home, Sshd};
 
 /// Destinations where nothing answers, with what has to live for that.
 struct Gone {
@@ -19,9 +17,7 @@ struct Gone {
 
 impl Gone {
     fn new() -> Self {
-        let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
-        rustix::net::bind(&socket, &SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
-        Self { refusing: socket.into(), silent: silent(Ipv4Addr::LOCALHOST.into()) }
+        Self { refusing: refusing(), silent: silent(Ipv4Addr::LOCALHOST.into()) }
     }
 
     fn destinations(&self) -> [String; 3] {
@@ -35,7 +31,7 @@ fn the_real_plugins_of_ssh_say_that_a_host_is_unreachable() {
     let home = Home::new();
     let sshd = Sshd::start(&home);
     sshd.make_known(&home);
-    home.write(".ssh/config", "ConnectTimeout 1\n");
+    home.write(".ssh/config", "ConnectTimeout 2\n");
     let gone = Gone::new();
     let distant = programs().distant.display().to_string();
     let to = format!("ssh://root@{}", sshd.address);
@@ -65,7 +61,7 @@ fn the_real_plugins_of_ssh_say_that_a_host_is_unreachable() {
     let argv = r#""argv":["sh","-c","{command}"]"#;
     assert!(text.contains(argv));
     let own = format!(
-        r#""argv":["ssh","-i","{}","-p","'"${{to##*:}}"'","-o","BatchMode=yes","-o","ConnectTimeout=1","-o","UserKnownHostsFile={}","root@'"${{to%:*}}"'","{{command}}"],"address":"127.0.0.1""#,
+        r#""argv":["ssh","-i","{}","-p","'"${{to##*:}}"'","-o","BatchMode=yes","-o","ConnectTimeout=2","-o","UserKnownHostsFile={}","root@'"${{to%:*}}"'","{{command}}"],"address":"127.0.0.1""#,
         sshd.identity(),
         home.path(".ssh/known_hosts").display()
     );
@@ -74,6 +70,6 @@ fn the_real_plugins_of_ssh_say_that_a_host_is_unreachable() {
                  case $to in *:*) ;; *) to=$to:22 ;; esac ;;";
     let text = text.replace(argv, &own).replace("case $line in", reads);
     let text = text.replace("\"schemes\":[\"reach\"]", "\"schemes\":[\"ssh\"]");
-    std::fs::write(&plugin, text).unwrap();
+    executable(&plugin, text);
     check(&plugin, "");
 }

@@ -235,7 +235,7 @@ fn a_process_costs_no_wake_ups_while_it_does_nothing() {
     for _ in 0..2 {
         assert_eq!(client.wire.receive_any().unwrap(), b"");
     }
-    let wake_ups = Look::wake_ups(pid) - before;
+    let wake_ups = Look::wake_ups(pid).since(&before);
     report(format!("a server with two idle processes: {wake_ups} wake-ups in two heartbeats"));
     assert!(wake_ups < 40, "{wake_ups}");
 }

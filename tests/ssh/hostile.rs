@@ -5,10 +5,8 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::net::{AddressFamily, SocketType};
-
 use super::each_backend;
-use crate::support::{report, Finished, Home, Manager, Sshd, HELLO};
+use crate::support::{bound, refusing, report, Finished, Home, Manager, Sshd, HELLO};
 
 /// The limit of the key exchange, and some time for a busy machine.
 const HANDSHAKE: Duration = Duration::from_secs(15 + 10);
@@ -29,9 +27,7 @@ pub(super) fn stub(serve: impl Fn(TcpStream) + Send + Clone + 'static) -> Socket
 /// A port of this address that takes nobody in, as one is waiting already; both have to live for
 /// that.
 pub(crate) fn silent(ip: IpAddr) -> (TcpListener, TcpStream) {
-    let family = if ip.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let socket = rustix::net::socket(family, SocketType::STREAM, None).unwrap();
-    rustix::net::bind(&socket, &SocketAddr::from((ip, 0))).unwrap();
+    let socket = bound(ip);
     rustix::net::listen(&socket, 0).unwrap();
     let listener = TcpListener::from(socket);
     let waiting = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -94,8 +90,8 @@ each_backend! {
     fn a_closed_port_is_said_at_once(backend: &str) {
         let home = Home::new();
         let _manager = Manager::start(&home);
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let (error, took) = launch(&home, address, backend);
+        let refusing = refusing();
+        let (error, took) = launch(&home, refusing.local_addr().unwrap(), backend);
         assert!(error.stderr.contains("cannot reach"), "{}", error.told());
         assert!(took < Duration::from_secs(5), "{took:?}");
     }

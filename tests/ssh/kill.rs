@@ -10,7 +10,7 @@ use serde_json::json;
 use super::each_backend;
 use crate::support::wire::Wire;
 use crate::support::{
-    eventually, often, peer, programs, report, within, Home, Look, Manager, Signal, Sshd,
+    eventually, often, peer, programs, report, within, Home, Look, Manager, Signal, Sshd, PATIENCE,
 };
 
 /// Failed launches that each backend has to go through.
@@ -75,13 +75,13 @@ each_backend! {
         }
         manager.assert_no_offspring();
         let only_manager = || (home.processes().len() == 1 && sshd.open() == 0).then_some(());
-        let left = within(Duration::from_secs(20), only_manager);
+        let left = within(PATIENCE, only_manager);
         assert!(left.is_some(), "{} connections, {:#?}", sshd.open(), home.processes());
         let steady = || {
             let now = (Look::open(manager.pid()).len(), Look::threads(manager.pid()));
             (now.0 <= before.0 + 2 && now.1 <= before.1 + 2).then_some(())
         };
-        let is_steady = within(Duration::from_secs(20), steady).is_some();
+        let is_steady = within(PATIENCE, steady).is_some();
         assert!(is_steady, "{before:?}, {:?}", Look::open(manager.pid()));
         report(format!("{failed} launches failed at any moment, {backend}: {round} started, nothing left"));
     }
@@ -97,10 +97,15 @@ each_backend! {
             home.ours(["launch", &to, "--distant", server, "--options", &options])
         };
         let manager = Manager::start(&home);
-        let since = Instant::now();
-        let id = launch(&servers[0]).run().id().to_string();
-        let usual = since.elapsed();
-        home.ours(["manager", "kill", &id]).run().success();
+        // The first one has to read everything from the disk.
+        let usual = [(); 2].map(|()| {
+            let since = Instant::now();
+            let id = launch(&servers[0]).run().id().to_string();
+            let took = since.elapsed();
+            home.ours(["manager", "kill", &id]).run().success();
+            took
+        });
+        let usual = usual[0].min(usual[1]);
         manager.stop();
         let rounds = often(MANAGERS);
         let mut done = 0;

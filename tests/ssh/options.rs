@@ -1,5 +1,6 @@
 //! What each option of a launch does, in every spelling, and where the server then listens.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
@@ -17,17 +18,19 @@ fn listening(home: &Home) -> Vec<IpAddr> {
         servers.filter_map(|server| fs::read_dir(format!("/proc/{}/fd", server.pid)).ok());
     let links = folders.flatten().flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
     let open: Vec<_> = links.map(|link| link.display().to_string()).collect();
-    let mut found = Vec::new();
+    // The tables are read in pieces, in which one that moves meanwhile may be found twice or never.
+    let mut found = BTreeMap::new();
     for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
         for line in fs::read_to_string(table).unwrap().lines().skip(1) {
             let fields: Vec<_> = line.split_whitespace().collect();
             let is_listening = fields[3] == "0A";
-            if is_listening && open.contains(&format!("socket:[{}]", fields[9])) {
-                found.push(address(fields[1].split(':').next().unwrap()));
+            let socket = format!("socket:[{}]", fields[9]);
+            if is_listening && open.contains(&socket) {
+                found.insert(socket, address(fields[1].split(':').next().unwrap()));
             }
         }
     }
-    found
+    found.into_values().collect()
 }
 
 /// Reads an address as `/proc/net` has it: words of four bytes, each as this machine keeps it.
@@ -120,7 +123,9 @@ each_backend! {
 
             let id = and(&said("distant.bind_server", "127.0.0.9")).id().to_string();
             let nine = IpAddr::from([127, 0, 0, 9]);
-            assert_eq!(listening(&home).iter().filter(|it| **it == nine).count(), 1);
+            eventually("an address with a server", || {
+                listening(&home).contains(&nine).then_some(())
+            });
             home.ours(["manager", "kill", &id]).run().success();
             eventually("an address without a server", || {
                 (!listening(&home).contains(&nine)).then_some(())
@@ -176,7 +181,10 @@ each_backend! {
         for (told, expected) in places {
             let launch = sshd.launch(&home, backend, "tunnel=never");
             let id = launch.arg("--distant-bind-server").arg(told).run().id().to_string();
-            assert_eq!(listening(&home), [expected.parse::<IpAddr>().unwrap()], "{told}");
+            let found = eventually("an address with a server", || {
+                Some(listening(&home)).filter(|it| !it.is_empty())
+            });
+            assert_eq!(found, [expected.parse::<IpAddr>().unwrap()], "{told}");
             assert_eq!(home.ours(["spawn", "--", "echo", "hi"]).run().success().stdout, "hi\n");
             home.ours(["manager", "kill", &id]).run().success();
             eventually("an end of the server", || {

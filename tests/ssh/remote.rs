@@ -1,13 +1,32 @@
 //! Accounts that a test makes on this machine, as root, and removes.
 
+use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::Mutex;
 
-/// useradd and userdel lock each other out, and fail then.
-static ACCOUNTS: Mutex<()> = Mutex::new(());
+use rustix::fs::{flock, FlockOperation};
+
+use crate::support::executable;
+
+/// Whatever changes accounts locks all others out, which fail then; so one at a time does, whichever
+/// run of the tests it belongs to.
+const LOCK: &str = "/tmp/distant-tests-accounts.lock";
+
+/// Runs a program that changes accounts, with this as its input; gives what it says where it fails.
+fn change(words: &[&str], input: &str) -> Result<(), String> {
+    let lock = File::options().create(true).append(true).open(LOCK).unwrap();
+    flock(&lock, FlockOperation::LockExclusive).unwrap();
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut changes = command.spawn().unwrap();
+    // One that reads nothing is none the worse for it.
+    let _ = changes.stdin.take().unwrap().write_all(input.as_bytes());
+    let done = changes.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    done.status.success().then_some(()).ok_or_else(|| format!("{words:?}: {said}"))
+}
 
 /// An account with a home folder. Dropping it ends its processes and removes both.
 pub(crate) struct Account {
@@ -24,9 +43,7 @@ impl Account {
     /// Makes one whose login shell is this script, in its own home folder.
     pub(crate) fn with_own_shell(script: &str, password: &str) -> Self {
         let this = Self::with(None, password);
-        let shell = this.write("shell", script);
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(shell, mode).unwrap();
+        executable(&this.home.join("shell"), script);
         this
     }
 
@@ -36,17 +53,27 @@ impl Account {
         let name = format!("dt{}-{count}", std::process::id());
         let home = PathBuf::from(format!("/home/{name}"));
         let own = home.join("shell").display().to_string();
-        let shell = shell.unwrap_or(&own);
-        let _one = ACCOUNTS.lock().unwrap();
-        let mut add = Command::new("/usr/sbin/useradd");
-        add.args(["--create-home", "--home-dir"]).arg(&home).args(["--shell", shell, &name]);
-        let added = add.output().unwrap();
-        assert!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
-        let mut set = Command::new("/usr/sbin/chpasswd").stdin(Stdio::piped()).spawn().unwrap();
-        let line = format!("{name}:{password}\n");
-        set.stdin.take().unwrap().write_all(line.as_bytes()).unwrap();
-        assert!(set.wait().unwrap().success());
-        Self { name, home }
+        let folder = home.display().to_string();
+        let add = ["/usr/sbin/useradd", "--create-home", "--home-dir", &folder, "--shell"];
+        change(&[&add[..], &[shell.unwrap_or(&own), &name]].concat(), "").unwrap();
+        let this = Self { name, home };
+        this.set_password(password);
+        this
+    }
+
+    /// Gives it another password.
+    pub(crate) fn set_password(&self, password: &str) {
+        change(&["/usr/sbin/chpasswd"], &format!("{}:{password}\n", self.name)).unwrap();
+    }
+
+    /// Takes its password away, so that it needs none.
+    pub(crate) fn clear_password(&self) {
+        change(&["passwd", "-q", "-d", &self.name], "").unwrap();
+    }
+
+    /// Puts another account into its group.
+    pub(crate) fn let_into_group(&self, other: &str) {
+        change(&["/usr/sbin/usermod", "-a", "-G", &self.name, other], "").unwrap();
     }
 
     /// Writes a file into its home folder, with the folders above.
@@ -60,9 +87,7 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
-        let _one = ACCOUNTS.lock();
-        let removed = Command::new("/usr/sbin/userdel").args(["-f", "-r", &self.name]).output();
         // The mail spool that it never had is no reason to fail.
-        assert!(removed.is_ok(), "{removed:?}");
+        let _ = change(&["/usr/sbin/userdel", "-f", "-r", &self.name], "");
     }
 }

@@ -30,8 +30,8 @@ fn folder(sshd: &Sshd) -> PathBuf {
 }
 
 fn brought(sshd: &Sshd) -> Vec<String> {
-    let names = fs::read_dir(folder(sshd)).into_iter().flatten();
-    names.map(|it| it.unwrap().file_name().into_string().unwrap()).collect()
+    let names = fs::read_dir(folder(sshd)).into_iter().flatten().flatten();
+    names.map(|it| it.file_name().into_string().unwrap()).collect()
 }
 
 fn launch(home: &Home, sshd: &Sshd, backend: &str, to: SocketAddr, upload: &str) -> Invocation {
@@ -215,7 +215,7 @@ each_backend! {
             while launch.json()["done"].as_u64().is_none_or(|done| done == 0) {}
             eventually("a part of the program", || {
                 let parts = fs::read_dir(folder(&sshd)).ok()?;
-                let sizes = parts.map(|it| it.unwrap().metadata().unwrap().len());
+                let sizes = parts.flatten().filter_map(|it| Some(it.metadata().ok()?.len()));
                 sizes.max().filter(|size| *size > 1_000_000)
             });
             let since = Instant::now();

@@ -21,9 +21,11 @@ pub(crate) use home::{Home, Invocation};
 pub(crate) use manager::Manager;
 pub(crate) use process::Signal;
 pub(crate) use process::{Finished, Running};
-pub(crate) use programs::{other_builds, peer, programs, repository, variable};
+pub(crate) use programs::{
+    copy_executable, executable, other_builds, peer, programs, repository, variable,
+};
 pub(crate) use proxy::Proxy;
-pub(crate) use server::Server;
+pub(crate) use server::{bound, refusing, Server};
 pub(crate) use sshd::{keygen, Sshd};
 pub(crate) use system::{Look, Seen};
 pub(crate) use terminal::Terminal;

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -52,6 +53,25 @@ pub(crate) fn repository() -> &'static Path {
 pub(crate) fn programs() -> &'static Programs {
     static PROGRAMS: OnceLock<Programs> = OnceLock::new();
     PROGRAMS.get_or_init(build)
+}
+
+/// Writes a file that can be run at once.
+///
+/// Nothing is run that somebody could still write to, and as long as a file is open here, so it is in
+/// whatever another thread is just starting. A process that starts no other writes it, therefore.
+pub(crate) fn executable(path: &Path, content: impl AsRef<[u8]>) {
+    let write = "cat > \"$0\" && chmod 755 \"$0\"";
+    let mut writer = Command::new("sh");
+    writer.args(["-c", write]).arg(path).stdin(Stdio::piped());
+    let mut writer = writer.spawn().unwrap();
+    writer.stdin.take().unwrap().write_all(content.as_ref()).unwrap();
+    assert!(writer.wait().unwrap().success(), "cannot write {}", path.display());
+}
+
+/// Copies a program so that it can be run at once, as [`executable`] has it.
+pub(crate) fn copy_executable(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("--preserve=mode").args([from, to]).status().unwrap();
+    assert!(copied.success(), "cannot copy {} to {}", from.display(), to.display());
 }
 
 /// A target folder for what tests build outside of the workspace; it is kept from run to run.

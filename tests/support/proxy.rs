@@ -14,7 +14,7 @@ pub(crate) struct Proxy {
 }
 
 struct State {
-    target: SocketAddr,
+    target: Mutex<SocketAddr>,
     connections: Mutex<Vec<TcpStream>>,
     accepted: AtomicUsize,
     /// Bytes from the target after which each connection is cut; 0 for never.
@@ -27,7 +27,7 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(State {
-            target,
+            target: Mutex::new(target),
             connections: Mutex::default(),
             accepted: AtomicUsize::new(0),
             cut_after: AtomicUsize::new(0),
@@ -39,6 +39,11 @@ impl Proxy {
             }
         });
         Self { address, state }
+    }
+
+    /// From now on forwards to another address.
+    pub(crate) fn lead_to(&self, target: SocketAddr) {
+        *self.state.target.lock().unwrap() = target;
     }
 
     /// How many connections there have been.
@@ -61,7 +66,8 @@ impl Proxy {
 
 impl State {
     fn forward(self: Arc<Self>, client: TcpStream) {
-        let Ok(target) = TcpStream::connect(self.target) else { return };
+        let target = *self.target.lock().unwrap();
+        let Ok(target) = TcpStream::connect(target) else { return };
         self.accepted.fetch_add(1, Ordering::SeqCst);
         let (to_client, to_target) = (client.try_clone().unwrap(), target.try_clone().unwrap());
         let both = [client.try_clone().unwrap(), target.try_clone().unwrap()];

@@ -1,10 +1,26 @@
 //! A server that was started by hand, and says itself how it is reached.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 
 use distant_plugin_api::connect_line::ConnectLine;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::{Home, Invocation, Running};
+
+/// A port of this address that nobody listens at yet, and that nobody else gets while this lives.
+pub(crate) fn bound(ip: IpAddr) -> OwnedFd {
+    let family = if ip.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None).unwrap();
+    rustix::net::bind(&socket, &SocketAddr::from((ip, 0))).unwrap();
+    socket
+}
+
+/// One that refuses every connection as long as this lives; it knows its address.
+pub(crate) fn refusing() -> TcpListener {
+    bound(Ipv4Addr::LOCALHOST.into()).into()
+}
 
 /// A `distant server listen` in the foreground.
 pub(crate) struct Server {

@@ -200,8 +200,8 @@ fn serve(
         .stdin(socket.try_clone().unwrap())
         .stdout(socket)
         .stderr(log);
-    let mut child = sshd.spawn().expect("the tests need openssh-server: see `make test`");
     open.fetch_add(1, Ordering::Release);
+    let mut child = sshd.spawn().expect("the tests need openssh-server: see `make test`");
     thread::spawn(move || {
         let _ = child.wait();
         open.fetch_sub(1, Ordering::Release);

@@ -3,6 +3,8 @@
 //! A process that outlived its parent has no relation left by which to find it, but it keeps the
 //! environment that it was started with. So each fixture has a variable of its own in there.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -127,15 +129,30 @@ impl Look {
         fs::read_dir(format!("/proc/{pid}/task")).unwrap().count()
     }
 
-    /// How often a process has gone to sleep by itself since it started, over all its threads.
-    pub(crate) fn wake_ups(pid: u32) -> u64 {
+    /// How often a process has gone to sleep by itself since it started.
+    pub(crate) fn wake_ups(pid: u32) -> WakeUps {
         let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
-        tasks.map(|task| field(&task.path().join("status"), "voluntary_ctxt_switches:")).sum()
+        let count = |task: &Path| field(&task.join("status"), "voluntary_ctxt_switches:");
+        WakeUps(tasks.map(|task| (task.file_name(), count(&task.path()))).collect())
     }
 
     /// How much memory a process has to itself, in KiB.
     pub(crate) fn memory(pid: u32) -> u64 {
         field(Path::new(&format!("/proc/{pid}/status")), "RssAnon:")
+    }
+}
+
+/// How often each thread of a process has gone to sleep by itself: one that ends takes its number
+/// along.
+pub(crate) struct WakeUps(BTreeMap<OsString, u64>);
+
+impl WakeUps {
+    /// How many there were from another moment to this one.
+    pub(crate) fn since(&self, before: &Self) -> u64 {
+        let of_thread = |(thread, count): (&OsString, &u64)| {
+            count.saturating_sub(before.0.get(thread).copied().unwrap_or(0))
+        };
+        self.0.iter().map(of_thread).sum()
     }
 }
 
