@@ -80,9 +80,11 @@ static distant_status launch(const distant_caller *caller, distant_text request)
         return done_with("{\"type\":\"done\"}");
     }
     if (IS("late_callbacks")) {
+        /* Not before: as long as the result is not out, it would be endless notices instead. */
+        distant_status status = sorry();
         pthread_t thread;
         pthread_create(&thread, NULL, late, NULL);
-        return sorry();
+        return status;
     }
     if (IS("no_json"))
         return done_with("{\"type\":");
