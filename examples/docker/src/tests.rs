@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use distant_plugin_api::bootstrap::{Reach, Remote};
@@ -26,8 +26,12 @@ fn stub(folder: &std::path::Path, inspect: &str) -> String {
         folder.display()
     );
     let path = folder.join("docker");
-    fs::write(&path, script).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    // Not by this process: a parallel fork could still hold the file open for writing.
+    let mut writing = Command::new("sh");
+    writing.args(["-c", "cat > \"$0\" && chmod 755 \"$0\""]).arg(&path).stdin(Stdio::piped());
+    let mut writing = writing.spawn().unwrap();
+    writing.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+    assert!(writing.wait().unwrap().success());
     path.display().to_string()
 }
 

@@ -1,7 +1,6 @@
 use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -32,8 +31,12 @@ impl Shell {
     pub(super) fn file(&self, name: &str, text: &str, mode: u32) -> PathBuf {
         let path = self.home.path().join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, text).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        // Not by this process: a parallel fork could still hold the file open for writing.
+        let mut writing = Command::new("sh");
+        writing.args(["-c", "cat > \"$0\"; chmod \"$1\" \"$0\""]).arg(&path);
+        let mut writing = writing.arg(format!("{mode:o}")).stdin(Stdio::piped()).spawn().unwrap();
+        writing.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        assert!(writing.wait().unwrap().success());
         path
     }
 

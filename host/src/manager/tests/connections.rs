@@ -5,7 +5,7 @@ use std::time::Duration;
 use distant_plugin_api::secret::Secret;
 use serde_json::json;
 
-use super::support::{soon, Answers, Fixture, Launched, Person};
+use super::support::{nobody, soon, Answers, Fixture, Launched, Person};
 use crate::wire::client::Status;
 use crate::wire::message::{ClientExtension, ManagerRequest, ManagerResponse, EXTENSION};
 
@@ -188,7 +188,8 @@ async fn what_cannot_be_connected_to_is_explained() {
     let manager = Fixture::start().await;
     let server = Launched::start().await;
     let client = manager.own_client(ClientExtension::default()).await;
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = nobody();
+    let closed = nobody.local_addr().unwrap();
     let key = "00".repeat(32);
     for (destination, options, expected) in [
         ("ssh://there".to_owned(), "", "nothing connects to `ssh://` without a launch"),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::support::{ticket, Answers, Fixture, Launched};
+use super::support::{nobody, ticket, Answers, Fixture, Launched};
 use crate::wire::message::{ClientExtension, ManagerResponse, EXTENSION};
 
 /// Offers a server, logs each verdict, and stays for as long as it is not told to go.
@@ -196,7 +196,8 @@ async fn the_way_that_worked_is_remembered_for_its_host() {
 async fn a_port_that_nobody_listens_on_is_unreachable_and_the_plugin_says_the_rest() {
     let manager = Fixture::start().await;
     let server = Launched::start().await;
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let nobody = nobody();
+    let closed = nobody.local_addr().unwrap().port();
     let body = format!(
         "{}\nhear; log \"$line\"\nsay '{}'",
         server.offer_with(1, json!({ "port": closed })),
@@ -264,21 +265,21 @@ async fn reason(mut replies: Answers) -> serde_json::Value {
 #[tokio::test]
 async fn the_time_in_a_schedulers_queue_is_not_the_plugins_and_has_a_limit_of_its_own() {
     let manager = Fixture::with(|limits| {
-        limits.plugin = Duration::from_secs(1);
-        limits.allocate = Duration::from_millis(2500);
+        limits.plugin = Duration::from_secs(2);
+        limits.allocate = Duration::from_millis(4500);
     })
     .await;
     let queue = "say '{\"type\":\"progress\",\"stage\":\"allocate\"}'";
     let server = Launched::start().await;
-    let _events = manager.plugin("box", &format!("{queue}; sleep 1.5; {}", offers(&server)));
+    let _events = manager.plugin("box", &format!("{queue}; sleep 2.5; {}", offers(&server)));
     let _events = manager.plugin("full", &format!("{queue}; while hear; do :; done"));
     let client = manager.client().await;
 
     client.launch("box://there", "timeout=100").await.launched().await;
     let begun = std::time::Instant::now();
     let description = client.launch("full://there", "timeout=100").await.error().await;
-    assert!(description.contains("plugin `full` came to no end within 2 s"), "{description}");
-    assert!(begun.elapsed() >= Duration::from_millis(2500), "{:?}", begun.elapsed());
+    assert!(description.contains("plugin `full` came to no end within 4 s"), "{description}");
+    assert!(begun.elapsed() >= Duration::from_millis(4500), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]
@@ -353,7 +354,8 @@ async fn more_launches_than_there_are_places_wait_in_line() {
 async fn an_offer_that_is_repeated_is_no_new_one() {
     let manager = Fixture::with(|limits| limits.offers = 2).await;
     let server = Launched::start().await;
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let nobody = nobody();
+    let nobody = nobody.local_addr().unwrap().port();
     let closed = |id: u64| {
         let offer = server.offer_with(id, json!({ "port": nobody }));
         format!("{offer}\nhear; log \"$line\"\n")

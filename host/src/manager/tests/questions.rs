@@ -153,8 +153,8 @@ async fn a_question_is_cancelled_when_its_time_is_over() {
 #[tokio::test]
 async fn a_person_may_think_for_longer_than_a_plugin_may_take() {
     let manager = Fixture::with(|limits| {
-        limits.plugin = Duration::from_millis(500);
-        limits.question = Duration::from_secs(1);
+        limits.plugin = Duration::from_secs(2);
+        limits.question = Duration::from_secs(3);
     })
     .await;
     let mut events = manager.plugin("box", &asks(VERIFICATION));

@@ -11,7 +11,7 @@ use distant_plugin_api::LaunchError;
 use serde_json::{json, Value};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::net::unix::pipe;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +36,13 @@ pub(super) async fn soon<T>(what: &str, future: impl std::future::Future<Output 
         Ok(output) => output,
         Err(_) => panic!("{what} did not come"),
     }
+}
+
+/// A port that refuses every connection, and that nobody else gets meanwhile.
+pub(super) fn nobody() -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    socket
 }
 
 /// A manager with a folder, a socket and plugins of its own.

@@ -195,8 +195,8 @@ async fn a_released_client_that_agrees_to_every_method_is_asked_for_the_key() {
 async fn a_released_client_hears_our_heartbeats() {
     let heartbeat = Duration::from_millis(20);
     let server = Served::start(ServerOptions { heartbeat, ..ServerOptions::tcp(key()) }).await;
-    let config =
-        ClientConfig { silence_duration: Duration::from_millis(400), ..Default::default() };
+    let silence_duration = Duration::from_secs(2);
+    let config = ClientConfig { silence_duration, ..Default::default() };
     let connecting = ReleasedClient::tcp(server.address)
         .auth_handler(AuthHandlerMap::new().with_static_key(released_key()))
         .config(config)
@@ -204,7 +204,7 @@ async fn a_released_client_hears_our_heartbeats() {
         .connect::<Message, Message>();
     let client = within(connecting).await.unwrap();
     let mut states = client.clone_connection_watcher();
-    tokio::time::timeout(Duration::from_millis(1600), states.next()).await.unwrap_err();
+    tokio::time::timeout(silence_duration.mul_f64(1.5), states.next()).await.unwrap_err();
     assert!(!client.is_finished());
 }
 

@@ -1,6 +1,6 @@
 //! Our client with our server.
 
-use tokio::net::UnixListener;
+use tokio::net::{TcpSocket, UnixListener};
 
 use super::*;
 use crate::wire::client::{ConnectError, Status};
@@ -27,6 +27,13 @@ async fn a_wrong_key_is_rejected_either_way() {
     }
 }
 
+/// A port that refuses every connection, and that nobody else gets meanwhile.
+fn nobody() -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    socket
+}
+
 #[tokio::test]
 async fn nobody_there_and_nobody_answering_are_different() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -34,7 +41,8 @@ async fn nobody_there_and_nobody_answering_are_different() {
     let options = ClientOptions { within: Duration::from_millis(200), ..proof() };
     let error = Client::connect_tcp(&[address], options).await.unwrap_err();
     assert!(matches!(error, ConnectError::TimedOut { .. }), "{error:?}");
-    drop(listener);
+    let nobody = nobody();
+    let address = nobody.local_addr().unwrap();
     let error = Client::connect_tcp(&[address], proof()).await.unwrap_err();
     assert!(matches!(error, ConnectError::Refused { .. }), "{error:?}");
 }
@@ -43,8 +51,8 @@ async fn nobody_there_and_nobody_answering_are_different() {
 async fn the_next_address_is_tried_after_a_dead_and_a_mute_one() {
     let server = Served::tcp().await;
     let mute = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let dead = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap();
-    let addresses = [dead, mute.local_addr().unwrap(), server.address];
+    let dead = nobody();
+    let addresses = [dead.local_addr().unwrap(), mute.local_addr().unwrap(), server.address];
     let options = ClientOptions { within: Duration::from_secs(3), ..proof() };
     let client = Client::connect_tcp(&addresses, options).await.unwrap();
     assert_eq!(client.peer(), Some(server.address));
@@ -188,11 +196,11 @@ async fn a_unix_socket_needs_no_key_and_shows_its_round() {
 async fn an_idle_connection_lives_on_heartbeats() {
     let heartbeat = Duration::from_millis(20);
     let server = Served::start(ServerOptions { heartbeat, ..ServerOptions::tcp(key()) }).await;
-    let options = ClientOptions { silence: Duration::from_millis(300), ..proof() };
+    let options = ClientOptions { silence: Duration::from_secs(2), ..proof() };
     let client = Client::connect_tcp(&[server.address], options.clone()).await.unwrap();
     let mut status = client.status();
     assert_eq!(*status.borrow_and_update(), Status::Connected);
-    tokio::time::timeout(4 * options.silence, status.changed()).await.unwrap_err();
+    tokio::time::timeout(options.silence.mul_f64(1.5), status.changed()).await.unwrap_err();
     assert_eq!(echo(&client, "awake").await, "awake");
 }
 
