@@ -41,7 +41,8 @@ pub trait Remote: Sync {
     }
 
     /// Listens on this machine, and brings every connection to an address as seen from there, for
-    /// as long as `self` lives.
+    /// as long as `self` lives. Where a socket or a program leads there,
+    /// [`tunnel::listen`](crate::tunnel::listen) does the rest.
     ///
     /// # Errors
     ///

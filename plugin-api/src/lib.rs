@@ -160,6 +160,7 @@ mod manifest;
 pub mod message;
 pub mod options;
 pub mod secret;
+pub mod tunnel;
 
 pub use caller::{Caller, Channel};
 pub use error::{ErrorKind, LaunchError};

@@ -3,28 +3,19 @@
 //! kernel ends the program; what that has started hears of it by the end of its streams.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
+use distant_plugin_api::tunnel::{self, Far};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
-use zeroize::Zeroizing;
 
 use crate::program::ends_with_this_thread;
 
-/// Most connections of a tunnel at a time.
-const STREAMS_MAX: usize = 64;
-/// The pause after a connection that could not be taken, such as for want of descriptors.
-const REST: Duration = Duration::from_millis(100);
-/// Most bytes of a connection that are taken at once.
-const PIECE: usize = 16 * 1024;
 /// What a program might take for its own, although it belongs to whoever started the manager.
 const NOT_ITS_OWN: [&str; 3] = ["SSH_CONNECTION", "SSH_CLIENT", "SSH_TTY"];
 
@@ -119,71 +110,16 @@ pub(crate) fn ends_within(exited: &OwnedFd, limit: Duration) -> bool {
 
 /// Listens on this machine, and starts `argv` for every connection, for as long as the process lives.
 pub(crate) fn forward(argv: Vec<String>) -> io::Result<SocketAddr> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let address = listener.local_addr()?;
-    let serve = move || {
-        let open = Arc::new(AtomicUsize::new(0));
-        for socket in listener.incoming() {
-            // What it starts ends with this thread, so one bad connection must not end that.
-            let Ok(socket) = socket else {
-                thread::sleep(REST);
-                continue;
-            };
-            if open.load(Ordering::Acquire) < STREAMS_MAX {
-                open.fetch_add(1, Ordering::AcqRel);
-                let one_less = Less(open.clone());
-                if let Err(error) = carry(&argv, socket, one_less) {
-                    let program = argv.first().map_or("", String::as_str);
-                    // Standard error is shown where the launch fails.
-                    let _ = writeln!(io::stderr(), "cannot run `{program}`: {error}");
-                }
-            }
-        }
-    };
-    thread::Builder::new().name("tunnel".into()).spawn(serve)?;
-    Ok(address)
-}
-
-/// Counts a connection down when it has ended.
-struct Less(Arc<AtomicUsize>);
-
-impl Drop for Less {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// Starts the program of one connection, and two threads that carry its bytes.
-fn carry(argv: &[String], socket: TcpStream, one_less: Less) -> io::Result<()> {
-    socket.set_nodelay(true)?;
-    let mut from_near = socket.try_clone()?;
-    let (mut started, ends) = Started::start(argv, true)?;
-    let (mut to_far, mut from_far) = (File::from(ends.stdin), File::from(ends.stdout));
-    let outward = move || {
-        // An error is the end of one side, which the other hears of.
-        let _ = pass(&mut from_near, &mut to_far);
-    };
-    thread::Builder::new().name("to there".into()).spawn(outward)?;
-    let inward = move || {
-        let _ = pass(&mut from_far, &mut &socket);
-        let _ = socket.shutdown(Shutdown::Both);
-        started.end();
-        drop(one_less);
-    };
-    thread::Builder::new().name("from there".into()).spawn(inward)?;
-    Ok(())
-}
-
-/// Carries bytes as they come until one side ends. Not `io::copy`, which may wait in the kernel for
-/// more than has come.
-fn pass(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
-    let mut piece = Zeroizing::new([0; PIECE]);
-    loop {
-        match from.read(&mut *piece) {
-            Ok(0) => return Ok(()),
-            Ok(length) => to.write_all(&piece[..length])?,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
+    // What is started ends with the thread that starts it, which is always the same.
+    tunnel::listen(move || {
+        let started = Started::start(&argv, true).inspect_err(|error| {
+            let program = argv.first().map_or("", String::as_str);
+            // Standard error is shown where the launch fails.
+            let _ = writeln!(io::stderr(), "cannot run `{program}`: {error}");
+        });
+        let (started, Ends { stdin, stdout, .. }) = started?;
+        let end = move || drop(started);
+        let (to, from) = (File::from(stdin), File::from(stdout));
+        Ok(Far { to: Box::new(to), from: Box::new(from), end: Box::new(end) })
+    })
 }

@@ -1,21 +1,12 @@
 //! A port of this machine whose connections go through a socket that `ssh` listens on: it cannot be
 //! told to pick a free port.
 
-use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::io::{self, Write};
+use std::net::{Shutdown, SocketAddr};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::Arc;
-use std::thread;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
 
-/// Most connections at a time.
-const CONNECTIONS_MAX: usize = 64;
-/// The pause after a connection that could not be taken.
-const REST: Duration = Duration::from_millis(100);
-/// Most bytes that are taken at once.
-const PIECE: usize = 16 * 1024;
+use distant_plugin_api::tunnel::{self, Far};
 
 /// Listens for as long as the process lives.
 ///
@@ -23,66 +14,33 @@ const PIECE: usize = 16 * 1024;
 ///
 /// There is no port or no thread.
 pub(crate) fn listen(socket: PathBuf) -> io::Result<SocketAddr> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let address = listener.local_addr()?;
-    let serve = move || {
-        let open = Arc::new(AtomicUsize::new(0));
-        for near in listener.incoming() {
-            // One that cannot be taken, such as for want of descriptors, is not the last one.
-            let Ok(near) = near else {
-                thread::sleep(REST);
-                continue;
-            };
-            if open.fetch_add(1, Ordering::AcqRel) < CONNECTIONS_MAX {
-                let one_less = Less(open.clone());
-                // One that cannot be carried is closed, which says it all.
-                let _ = UnixStream::connect(&socket).and_then(|far| carry(near, far, one_less));
-            } else {
-                open.fetch_sub(1, Ordering::AcqRel);
-            }
-        }
-    };
-    thread::Builder::new().name("tunnel".into()).spawn(serve)?;
-    Ok(address)
+    tunnel::listen(move || open(&socket))
 }
 
-/// Counts a connection down when it has ended.
-struct Less(Arc<AtomicUsize>);
+fn open(socket: &Path) -> io::Result<Far> {
+    let from = UnixStream::connect(socket)?;
+    let (to, ended) = (Outward(from.try_clone()?), from.try_clone()?);
+    // It fails where `ssh` has ended it.
+    let end = move || drop(ended.shutdown(Shutdown::Both));
+    Ok(Far { to: Box::new(to), from: Box::new(from), end: Box::new(end) })
+}
 
-impl Drop for Less {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+/// The half of a connection that leads there; the end of it is the end of that half alone.
+struct Outward(UnixStream);
+
+impl Write for Outward {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
     }
 }
 
-fn carry(near: TcpStream, far: UnixStream, one_less: Less) -> io::Result<()> {
-    near.set_nodelay(true)?;
-    let (mut from_near, mut to_far) = (near.try_clone()?, far.try_clone()?);
-    let outward = move || {
-        // An error is the end of one side, which the other hears of.
-        let _ = pass(&mut from_near, &mut to_far);
-        let _ = to_far.shutdown(Shutdown::Write);
-    };
-    thread::Builder::new().name("to there".into()).spawn(outward)?;
-    let inward = move || {
-        let _ = pass(&mut &far, &mut &near);
-        let _ = near.shutdown(Shutdown::Both);
-        let _ = far.shutdown(Shutdown::Both);
-        drop(one_less);
-    };
-    thread::Builder::new().name("from there".into()).spawn(inward)?;
-    Ok(())
-}
-
-/// Carries bytes as they come until one side ends.
-fn pass(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
-    let mut piece = [0; PIECE];
-    loop {
-        match from.read(&mut piece) {
-            Ok(0) => return Ok(()),
-            Ok(length) => to.write_all(&piece[..length])?,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
+impl Drop for Outward {
+    fn drop(&mut self) {
+        // It fails where the other side has gone.
+        let _ = self.0.shutdown(Shutdown::Write);
     }
 }
