@@ -50,6 +50,28 @@ fn asked(launch: Invocation) -> (Running, serde_json::Value) {
     }
 }
 
+/// A launch that waits for the answer to a question of `ssh`, and the worker in which it does.
+struct Waiting {
+    launch: Running,
+    worker: Seen,
+    manager: Manager,
+    sshd: Sshd,
+    _account: Account,
+}
+
+impl Waiting {
+    fn at(home: &Home) -> Self {
+        let manager = Manager::start(home);
+        let sshd = Sshd::with(home, "UsePAM no\nKbdInteractiveAuthentication no");
+        let account = Account::new("/bin/sh", "x");
+        sshd.make_known(home);
+        let (launch, _) = asked(sshd.launch_as(home, &account.name, "backend=openssh"));
+        let is_worker = |seen: &Seen| seen.command.contains("plugin-worker");
+        let worker = manager.offspring().into_iter().find(is_worker).unwrap();
+        Self { launch, worker, manager, sshd, _account: account }
+    }
+}
+
 #[test]
 fn a_connection_that_ssh_shares_already_needs_no_other_login() {
     let home = Home::new();
@@ -198,15 +220,10 @@ fn no_answer_to_ssh_is_anywhere_but_in_pipes() {
 #[test]
 fn whoever_waits_for_an_answer_ends_with_worker_and_manager() {
     let home = Home::new();
-    let manager = Manager::start(&home);
-    let sshd = Sshd::with(&home, "UsePAM no\nKbdInteractiveAuthentication no");
-    let account = Account::new("/bin/sh", "x");
-    sshd.make_known(&home);
-    let (launch, _) = asked(sshd.launch_as(&home, &account.name, "backend=openssh"));
-    let worker = manager.offspring().into_iter().find(|it| it.command.contains("plugin-worker"));
+    let Waiting { launch, worker, manager, sshd: _sshd, _account } = Waiting::at(&home);
     // Neither is left to end the other's group, which a stopped manager cannot do either.
     manager.signal(Signal::STOP);
-    worker.unwrap().kill();
+    worker.kill();
     manager.signal(Signal::KILL);
     let waits = || home.processes().iter().any(|it| it.command.contains("/askpass "));
     eventually("the end of the script that asks", || (!waits()).then_some(()));
@@ -264,13 +281,8 @@ fn what_ssh_says_before_a_question_is_shown_before_it() {
 #[test]
 fn what_a_killed_launch_leaves_is_removed_by_the_next() {
     let home = Home::new();
-    let manager = Manager::start(&home);
-    let sshd = Sshd::with(&home, "UsePAM no\nKbdInteractiveAuthentication no");
-    let account = Account::new("/bin/sh", "x");
-    sshd.make_known(&home);
-    let (launch, _) = asked(sshd.launch_as(&home, &account.name, "backend=openssh"));
-    let workers = manager.offspring().into_iter();
-    workers.filter(|it| it.command.contains("plugin-worker")).for_each(|it| it.kill());
+    let Waiting { launch, worker, manager, sshd, _account } = Waiting::at(&home);
+    worker.kill();
     launch.finish().code(1);
     // `ssh` and the script that waits for the answer end too; the folder has nobody left.
     manager.assert_no_offspring();
