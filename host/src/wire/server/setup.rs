@@ -70,6 +70,11 @@ pub(super) async fn set_up<T: Socket, S: Service>(
             let password = exchange.finish(&theirs)?;
             Client::New { id, password, is_proved: method == METHOD_PROOF, place }
         }
+        // Whoever connected while that exchange was of use had nothing to take up yet; and what one
+        // client says after it could be said again to another connection that is as old.
+        Connect::Reconnect { .. } if told.is_some() => {
+            return Err(refused("a connection that is older than what it would take up"));
+        }
         Connect::Reconnect { id, otp } => {
             let unknown = || refused("a connection that is not known");
             let connection = server.connections().get(&id).cloned().ok_or_else(unknown)?;

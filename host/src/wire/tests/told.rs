@@ -7,7 +7,9 @@ use super::middle::Middle;
 use super::*;
 use crate::wire::client::ConnectError;
 use crate::wire::frame::Codec;
-use crate::wire::handshake::{unpack, Connect, Exchange, METHOD_KEY};
+use crate::wire::handshake::{
+    unpack, Connect, Counters, Exchange, Purpose, Role, Transcript, METHOD_KEY,
+};
 use crate::wire::message::AuthenticationResponse;
 use crate::wire::{Hello, Told};
 
@@ -163,6 +165,53 @@ async fn what_a_client_has_sent_gets_nobody_in_again_in_other_words() {
     again.write_all(said_again).await.unwrap();
     reads_until_the_end(again).await;
     assert_ne!(server.events.try_recv(), Ok(Event::Open), "somebody got in by what they heard");
+}
+
+#[tokio::test]
+async fn nobody_takes_a_connection_up_by_what_was_told() {
+    let (mut server, told) = served().await;
+    let words = first_words(&told).await;
+    let choice = &words[..end_of_frames(&words, 1)];
+    // Whoever is in the middle was there before the first client.
+    let mut connections = Vec::new();
+    for _ in 0..2 {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(choice).await.unwrap();
+        let mut heard = vec![0; told.version.len() + 8 + told.offer.len() + 8 + told.half.len()];
+        within(stream.read_exact(&mut heard)).await.unwrap();
+        assert!(heard.ends_with(&told.half));
+        connections.push(stream);
+    }
+    let socket = TcpStream::connect(server.address).await.unwrap();
+    let client = establish(socket, &with(&told), &mut (), None).await.unwrap();
+    let Established { stream: lost, identity } = client;
+    server.until(Event::Attached).await;
+    // What that client says when its next connection is led through one of those: the same to each.
+    let exchange = Exchange::new();
+    let half = pack(&exchange.half());
+    let mut transcript = Transcript::default();
+    for piece in [&told.version[..], &told.offer, &choice[8..], &half, &told.half] {
+        transcript.add(piece);
+    }
+    let otp = transcript.prove(Purpose::Reconnect(&identity.passwords[0]), Role::Client).to_vec();
+    let shared = exchange.finish(&unpack(&told.half).unwrap()).unwrap();
+    let counters: Counters = (lost.writing.sent, lost.reading.received, 0);
+    let (codec, mut said) = (Codec::new(Some(shared.expose()), None), BytesMut::new());
+    Codec::new(None, None).encode(&half, &mut said);
+    for message in [
+        pack(&Connect::Reconnect { id: identity.id, otp }),
+        pack(&Exchange::new().half()),
+        pack(&counters),
+    ] {
+        codec.encode(&message, &mut said);
+    }
+    for stream in &mut connections {
+        stream.write_all(&said).await.unwrap();
+        // A server that closes with something unread resets.
+        let heard = within(stream.read(&mut [0; 64])).await.unwrap_or(0);
+        assert_eq!(heard, 0, "the server has taken somebody for the client");
+    }
+    assert!(server.events.try_recv().is_err(), "somebody else has the connection");
 }
 
 #[tokio::test]
