@@ -11,6 +11,8 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags};
+
 use super::watch::{remember, shown, Watch, Woken, OUTPUT_MAX, WORD_MAX};
 use super::{Remote, KILL_LIMIT};
 use crate::message::{ErrorKind, LaunchError, LaunchRequest, Progress, Stage, Upload};
@@ -165,7 +167,9 @@ pub(super) fn bring(
 /// Opens the program, which may have been replaced since the host looked at it.
 fn open(program: &Upload) -> Result<File, LaunchError> {
     let shown = program.file.display();
-    let file = File::open(&program.file);
+    // A pipe in its place would wait for its other end, and nobody could cancel that.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::open(&program.file, flags, Mode::empty()).map(File::from);
     let size = file.as_ref().ok().and_then(|file| file.metadata().ok()).map(|it| it.len());
     match file {
         Ok(file) if size == Some(program.size) => Ok(file),

@@ -4,7 +4,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::Mutex;
+use std::sync::{mpsc, Mutex};
+use std::thread;
 
 use super::*;
 use crate::bootstrap::tests::{
@@ -394,4 +395,16 @@ fn nothing_of_a_program_is_anything_to_a_login_shell() {
         assert!(look(&Upload { system: odd.into(), ..good.clone() }).is_err(), "{odd}");
         assert!(look(&Upload { sha256: odd.into(), ..good.clone() }).is_err(), "{odd}");
     }
+}
+
+#[test]
+fn a_pipe_in_the_place_of_the_program_is_waited_for_by_nobody() {
+    let there = Counted::new("/bin/sh");
+    let program = program(&there.shell.server("ours", 4242));
+    fs::remove_file(&program.file).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, &program.file, Mode::RWXU).unwrap();
+    let (tell, opened) = mpsc::channel();
+    thread::spawn(move || tell.send(open(&program).map(drop)));
+    let error = opened.recv_timeout(Duration::from_secs(60)).unwrap().unwrap_err();
+    assert!(error.message.ends_with("was changed while it was brought there"), "{error:?}");
 }
