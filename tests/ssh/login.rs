@@ -111,6 +111,18 @@ each_backend! {
         report(format!("login {backend}: key, then password: in"));
     }
 
+    fn a_server_that_makes_new_keys_at_each_packet_is_launched_on(backend: &str) {
+        let home = Home::new();
+        let _manager = Manager::start(&home);
+        let sshd = Sshd::with(&home, "LogLevel DEBUG1\nRekeyLimit 16");
+        for tunnel in ["never", "always"] {
+            sshd.launch(&home, backend, &format!("tunnel={tunnel}")).run().id();
+            assert_eq!(home.ours(["spawn", "--", "echo", "hi"]).run().success().stdout, "hi\n");
+        }
+        let log = sshd.log();
+        assert!(log.matches("ssh_set_newkeys: rekeying out").count() > 4, "{log}");
+    }
+
     fn the_password_of_a_destination_is_shown_to_no_host_in_between(backend: &str) {
         let home = Home::new();
         let manager = Manager::start(&home);
