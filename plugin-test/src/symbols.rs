@@ -6,6 +6,8 @@ use std::path::Path;
 
 /// Type of the section that holds the dynamic symbols.
 const DYNSYM: u32 = 11;
+/// Bytes of a symbol.
+const SYMBOL_SIZE: u64 = 24;
 /// Bytes of a library that is looked at.
 const SIZE_MAX: u64 = 512 * 1024 * 1024;
 
@@ -33,18 +35,21 @@ impl Symbols {
         if !file.0.starts_with(b"\x7fELF\x02\x01") {
             return None;
         }
-        let (sections, each, count) = (file.word(40)?, file.short(58)?, file.short(60)?);
+        let (sections, each, count) = (file.word(0, 40)?, file.short(0, 58)?, file.short(0, 60)?);
         let section = |index: u64| sections.checked_add(index.checked_mul(each)?);
-        let symbols = (0..count)
-            .filter_map(section)
-            .find(|&at| file.number::<4>(at + 4).map(u32::from_le_bytes) == Some(DYNSYM))?;
-        let (start, length) = (file.word(symbols + 24)?, file.word(symbols + 32)?);
-        let link = u64::from(file.number::<4>(symbols + 40).map(u32::from_le_bytes)?);
-        let names = file.word(section(link)? + 24)?;
+        let symbols =
+            (0..count).filter_map(section).find(|&at| file.integer(at, 4) == Some(DYNSYM))?;
+        let (start, length) = (file.word(symbols, 24)?, file.word(symbols, 32)?);
+        let link = u64::from(file.integer(symbols, 40)?);
+        let names = file.word(section(link)?, 24)?;
         let is_rust = file.0.windows(RUSTC.len()).any(|it| it == RUSTC);
         let mut found = Self { is_rust, ..Self::default() };
-        for index in 0..length / 24 {
-            if let Some((name, is_defined)) = file.symbol(start.checked_add(index * 24)?, names) {
+        // A file may say anything of itself; no more of them than it has room for.
+        let count = (length / SYMBOL_SIZE).min(file.0.len() as u64 / SYMBOL_SIZE);
+        for index in 0..count {
+            if let Some((name, is_defined)) =
+                file.symbol(start.checked_add(index * SYMBOL_SIZE)?, names)
+            {
                 if is_defined { &mut found.exported } else { &mut found.imported }.push(name);
             }
         }
@@ -57,26 +62,33 @@ struct Elf(Vec<u8>);
 impl Elf {
     /// A symbol that others see or should have, and whether it is here.
     fn symbol(&self, at: u64, names: u64) -> Option<(String, bool)> {
-        let name = u64::from(u32::from_le_bytes(self.number(at)?));
-        let [info, other] = self.number::<2>(at + 4)?;
-        let is_defined = self.short(at + 6)? != 0;
+        let name = u64::from(self.integer(at, 0)?);
+        let [info, other] = self.number(at, 4)?;
+        let is_defined = self.short(at, 6)? != 0;
         // Global or weak, function or data, of default or protected visibility.
         let is_seen = matches!(info >> 4, 1 | 2 | 10) && matches!(other & 3, 0 | 3);
         let is_code_or_data = matches!(info & 15, 0 | 1 | 2 | 6 | 10);
-        (is_seen && is_code_or_data).then(|| self.text(names + name))?.map(|it| (it, is_defined))
+        (is_seen && is_code_or_data)
+            .then(|| self.text(names.checked_add(name)?))?
+            .map(|it| (it, is_defined))
     }
 
-    fn number<const N: usize>(&self, at: u64) -> Option<[u8; N]> {
-        let at = usize::try_from(at).ok()?;
+    /// The bytes so far behind a place.
+    fn number<const N: usize>(&self, place: u64, offset: u64) -> Option<[u8; N]> {
+        let at = usize::try_from(place.checked_add(offset)?).ok()?;
         self.0.get(at..at.checked_add(N)?)?.try_into().ok()
     }
 
-    fn word(&self, at: u64) -> Option<u64> {
-        self.number(at).map(u64::from_le_bytes)
+    fn word(&self, place: u64, offset: u64) -> Option<u64> {
+        self.number(place, offset).map(u64::from_le_bytes)
     }
 
-    fn short(&self, at: u64) -> Option<u64> {
-        self.number(at).map(u16::from_le_bytes).map(u64::from)
+    fn integer(&self, place: u64, offset: u64) -> Option<u32> {
+        self.number(place, offset).map(u32::from_le_bytes)
+    }
+
+    fn short(&self, place: u64, offset: u64) -> Option<u64> {
+        self.number(place, offset).map(u16::from_le_bytes).map(u64::from)
     }
 
     fn text(&self, at: u64) -> Option<String> {
@@ -88,14 +100,45 @@ impl Elf {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
+
+    /// What is found in a file of this content, by whoever has time for it.
+    fn found(content: &[u8]) -> usize {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(format!("distant-symbols-{}-{}", name.0, name.1));
+        fs::write(&path, content).unwrap();
+        let found = Symbols::of(&path).unwrap_or_default();
+        fs::remove_file(&path).unwrap();
+        found.exported.len() + found.imported.len()
+    }
 
     #[test]
     fn nonsense_exports_nothing() {
-        let folder = std::env::temp_dir().join(format!("distant-exports-{}", std::process::id()));
-        fs::write(&folder, b"\x7fELF\x02\x01\xff\xff".repeat(100)).unwrap();
-        let found = Symbols::of(&folder).unwrap_or_default();
-        assert_eq!(found.exported.len() + found.imported.len(), 0);
-        fs::remove_file(&folder).unwrap();
+        assert_eq!(found(&b"\x7fELF\x02\x01\xff\xff".repeat(100)), 0);
+    }
+
+    #[test]
+    fn what_a_file_says_of_itself_is_bounded_by_what_it_has() {
+        let mut file = vec![0; 256];
+        let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, b"\x7fELF\x02\x01");
+        // One section behind the header, of 64 bytes.
+        put(40, &64u64.to_le_bytes());
+        put(58, &[64, 0, 1, 0]);
+        put(64 + 4, &DYNSYM.to_le_bytes());
+        for start in [0, 128, u64::MAX - 30] {
+            for length in [0, 24, u64::MAX] {
+                let mut file = file.clone();
+                file[64 + 24..][..8].copy_from_slice(&start.to_le_bytes());
+                file[64 + 32..][..8].copy_from_slice(&length.to_le_bytes());
+                assert_eq!(found(&file), 0, "{length} at {start}");
+            }
+        }
+        // Sections at the end of all numbers.
+        file[40..48].copy_from_slice(&(u64::MAX - 2).to_le_bytes());
+        assert_eq!(found(&file), 0);
     }
 }
