@@ -379,3 +379,37 @@ fn a_program_is_told_in_json_what_is_wrong_with_its_command_line_and_with_its_an
         assert!(!error["msg"].as_str().unwrap().contains("line 0"), "{}", shown.told());
     }
 }
+
+#[test]
+fn a_mistyped_scheme_before_an_option_of_the_configuration_is_a_warning() {
+    let home = Home::new();
+    let _manager = Manager::start(&home);
+    let plugin = |name: &str| {
+        let text = format!(
+            "#!/bin/sh\n\
+             echo '{{\"type\":\"hello\",\"protocol\":[1,1],\
+             \"manifest\":{{\"name\":\"{name}\",\"schemes\":[\"{name}\"]}}}}'\n\
+             read hello && read launch || exit\n\
+             echo '{{\"type\":\"error\",\"kind\":\"other\",\"message\":\"this is {name}\"}}'\n"
+        );
+        home.script(&format!("data/distant/plugins/distant-plugin-{name}"), &text);
+    };
+    plugin("hello");
+    let options = "options = 'Helo.word=x,quite-another.size=1,hello.timeout=1'\n";
+    home.write("config/distant/config.toml", format!("[client.launch]\n{options}"));
+    let launch = || home.ours(["launch", "hello://x"]).run().code(1);
+    let warning = "warning: `Helo.word` in the configuration is for `helo://`, which no plugin \
+                   serves; did you mean `hello.word`?\n";
+    let refused = launch();
+    // It is left out all the same, and what has the right prefix is checked as ever.
+    let said = format!("{warning}error: unknown option `hello.timeout` for plugin `hello`");
+    assert!(refused.stderr.starts_with(&said), "{}", refused.told());
+    let other = home.ours(["launch", "manager://localhost"]).run().success();
+    assert_eq!(other.stderr, "");
+
+    let options = options.replace(",hello.timeout=1", "");
+    home.write("config/distant/config.toml", format!("[client.launch]\n{options}"));
+    assert!(launch().stderr.starts_with(&format!("{warning}error: this is hello\n")));
+    plugin("helo");
+    assert!(launch().stderr.starts_with("error: this is hello\n"));
+}

@@ -469,7 +469,7 @@ pub(crate) struct Listen {
 }
 
 /// Plugins that a command line names.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(crate) struct NamedPlugins {
     /// Use the plugin in this file, under this name, before every other one. May be repeated
     #[arg(

@@ -14,13 +14,14 @@ use distant_plugin_api::secret::Secret;
 use distant_plugin_api::{ErrorKind, LaunchError};
 use serde::Serialize;
 
-use super::arguments::{CacheFlag, Format, Launch};
+use super::arguments::{CacheFlag, Format, Launch, NamedPlugins};
 use super::cache::Cache;
 use super::config;
 use super::manager_client::{extension, gone, read, unexpected, ManagerClient, Missing};
 use super::person::Person;
 use super::timings::Trace;
 use super::{Context, Failure};
+use crate::plugin::{nearest, Registry};
 use crate::wire::client::Replies;
 use crate::wire::envelope::Response;
 use crate::wire::message::{ManagerExtension, ManagerRequest, ManagerResponse};
@@ -46,8 +47,8 @@ pub(crate) fn run(arguments: &Launch, context: &Context) -> Result<ExitCode, Fai
         // Only `--help-options` goes without one.
         None => return Err(Failure::usage("there is no destination")),
     };
-    let scheme = destination.scheme.get_or_insert_with(|| DEFAULT_SCHEME.to_owned());
-    let options = effective_options(arguments, &context.config.client.launch, scheme)?;
+    let scheme = destination.scheme.get_or_insert_with(|| DEFAULT_SCHEME.to_owned()).clone();
+    let options = effective_options(arguments, &context.config.client.launch, &scheme)?;
     if destination.password.take().is_some() {
         context.terminal.warn(
             "the password in the destination is not used, and everybody on this machine can read \
@@ -57,6 +58,9 @@ pub(crate) fn run(arguments: &Launch, context: &Context) -> Result<ExitCode, Fai
     let network = context.client_network(&arguments.network);
     let mut trace = Trace::new(context.started, arguments.timings);
     let result = context.run(async {
+        for warning in mistyped(&context.config.client.launch.options, &scheme, context).await {
+            context.terminal.warn(&warning);
+        }
         let mut person = Person::new(&context.terminal);
         trace.seek_manager();
         let mut manager =
@@ -148,16 +152,45 @@ fn effective_options(
     let mut options = flags;
     options.fill_in(parse_options(&arguments.options, "--options")?);
     options.fill_in(written);
-    let is_for_this = |key: &str| match key.split_once('.') {
-        Some((prefix, _)) => [scheme, "distant"].iter().any(|it| prefix.eq_ignore_ascii_case(it)),
-        None => true,
-    };
     let mut rest = Options::new();
-    for (key, value) in config.options.iter().filter(|(key, _)| is_for_this(key)) {
+    for (key, value) in config.options.iter().filter(|(key, _)| other(key, scheme).is_none()) {
         rest.insert(key, value);
     }
     options.fill_in(rest);
     Ok(options)
+}
+
+/// The scheme, in lower case, for which alone an option is by its prefix, and the rest of its key;
+/// `None` if it is for this one too.
+fn other<'a>(key: &'a str, scheme: &str) -> Option<(String, &'a str)> {
+    let (prefix, rest) = key.split_once('.')?;
+    let is_for_this = [scheme, "distant"].iter().any(|it| prefix.eq_ignore_ascii_case(it));
+    (!is_for_this).then(|| (prefix.to_lowercase(), rest))
+}
+
+/// What to say of the configuration's options that are left out, but look as if they were meant: no
+/// error, as the plugin that they are for may be on another machine of the same person.
+async fn mistyped(options: &Options, scheme: &str, context: &Context) -> Vec<String> {
+    let like =
+        |key| other(key, scheme).filter(|(it, _)| nearest(it, [scheme].into_iter()).is_some());
+    let mut left: Vec<_> = options.iter().filter_map(|(key, _)| Some((key, like(key)?))).collect();
+    if left.is_empty() {
+        return Vec::new();
+    }
+    // Where plugins cannot be listed, the launch says why.
+    let settings = context.plugins(&NamedPlugins::default());
+    let Ok(registry) = settings.map(Registry::new) else { return Vec::new() };
+    let all = registry.list().await.unwrap_or_default();
+    let is_served =
+        |scheme: &str| all.iter().flat_map(|it| &it.schemes).any(|it| it.name == scheme);
+    left.retain(|(_, (other, _))| !is_served(other));
+    let warning = |(key, (other, rest)): (&str, (String, &str))| {
+        format!(
+            "`{key}` in the configuration is for `{other}://`, which no plugin serves; did you mean \
+             `{scheme}.{rest}`?"
+        )
+    };
+    left.into_iter().map(warning).collect()
 }
 
 /// Sends a request and attends to it until its last reply: shows what the manager tells, and has

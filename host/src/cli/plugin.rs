@@ -19,10 +19,7 @@ use serde_json::json;
 use super::arguments::{Format, NamedPlugins};
 use super::terminal::sanitise;
 use super::{Context, Failure};
-use crate::plugin::{options, Listed, Registry, State};
-
-/// How many edits a name may be away from a known one to be taken for a typo of it.
-const TYPO_DISTANCE: usize = 2;
+use crate::plugin::{nearest, options, Listed, Registry, State};
 
 /// `distant plugin`.
 #[derive(Debug, Args)]
@@ -243,10 +240,8 @@ fn option_table(schema: &Schema) -> String {
 }
 
 fn unknown(all: &[Listed], name: &str) -> LaunchError {
-    let distance = |it: &Listed| strsim::damerau_levenshtein(name, &it.name);
-    let nearest = all.iter().filter(|it| distance(it) <= TYPO_DISTANCE);
-    let nearest = nearest.min_by_key(|it| distance(it));
-    let question = nearest.map(|it| format!("; did you mean `{}`?", it.name)).unwrap_or_default();
+    let nearest = nearest(name, all.iter().map(|it| it.name.as_str()));
+    let question = nearest.map(|it| format!("; did you mean `{it}`?")).unwrap_or_default();
     let message = format!("there is no plugin `{name}`{question}");
     let error = LaunchError::new(ErrorKind::InvalidOption, message);
     error.with_hint("`distant plugin list` shows those there are")

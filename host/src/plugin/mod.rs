@@ -33,4 +33,5 @@ pub use install::{Added, Allowed, Removed, Warning};
 pub use listing::{Listed, ServedScheme, State};
 pub use options::CheckedOptions;
 pub use process::{Event, Limits, Process};
+pub(crate) use refusal::nearest;
 pub use registry::{Entry, Registry, Settings};

@@ -8,7 +8,7 @@ use super::choice::Found;
 use super::discovery::{plain, Candidate, Folder};
 use super::registry::name;
 
-/// How many edits a scheme may be away from a known one to be taken for a typo of it.
+/// How many edits a name may be away from a known one to be taken for a typo of it.
 const TYPO_DISTANCE: usize = 2;
 /// What puts the plugins that belong to the program beside it, as in README.md.
 const BUILD_COMMAND: &str = "cargo build --release";
@@ -79,6 +79,14 @@ fn wrong_name(name: &str, serving: &[String], wanted: Wanted<'_>, config: &Path)
     }
 }
 
+/// The name that a mistyped one is most like, if one is like it.
+pub(crate) fn nearest<'a>(typed: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    // Comparing takes the product of both lengths, and what is typed may be long.
+    let like = names.filter(|name| typed.len() <= name.len() + 4 * TYPO_DISTANCE);
+    let like = like.map(|name| (strsim::damerau_levenshtein(typed, name), name));
+    like.filter(|(distance, _)| *distance <= TYPO_DISTANCE).min().map(|(_, name)| name)
+}
+
 /// Somebody has decided that it is not to be used.
 fn disabled(name: &str, config: &Path) -> LaunchError {
     let message = format!("plugin `{name}` is disabled");
@@ -92,9 +100,7 @@ fn unknown_scheme(found: &[Found], scheme: &str, config: &Path, folders: &[Folde
         selectable().filter_map(Found::manifest).flat_map(|it| &it.schemes).collect();
     schemes.sort_unstable();
     schemes.dedup();
-    let distance = |known: &str| strsim::damerau_levenshtein(scheme, known);
-    let nearest = schemes.iter().filter(|it| distance(it) <= TYPO_DISTANCE);
-    let nearest = nearest.min_by_key(|it| distance(it));
+    let nearest = nearest(scheme, schemes.iter().map(|it| it.as_str()));
     let question = nearest.map(|it| format!("; did you mean `{it}`?")).unwrap_or_default();
     let message = format!("no plugin serves the scheme `{scheme}`{question}");
     // One of these might have served it.
