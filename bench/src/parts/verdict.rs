@@ -37,7 +37,7 @@ fn verdict(
     // 0.20.0 waits for a server that is not there for 15 s.
     let is_slow = side == Side::Peer && wrong == Wrong::Program;
     if is_slow && arguments.smallest {
-        return "15 s".to_owned().into();
+        return "not measured".to_owned().into();
     }
     let rounds = if is_slow { 1 } else { arguments.rounds.div_ceil(3) };
     let mut times = Vec::new();
