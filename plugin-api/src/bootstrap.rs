@@ -406,7 +406,7 @@ impl Found {
             }
             None => {}
         }
-        words.iter().cloned().fold(error, LaunchError::caused_by)
+        with_last_words(error, words.iter().map(String::as_str))
     }
 
     fn silence(&self, place: &str, limit: Duration, watch: &Watch) -> LaunchError {
@@ -424,15 +424,33 @@ impl Found {
             (message, &watch.noise, hint)
         };
         let error = LaunchError::new(ErrorKind::TimedOut, message).with_hint(hint);
-        words.iter().cloned().fold(error, LaunchError::caused_by)
+        with_last_words(error, words.iter().map(String::as_str))
     }
 
     fn flood(&self, place: &str, watch: &Watch) -> LaunchError {
         let message = format!("`{place}` prints without an end, and no server");
         let error = LaunchError::new(ErrorKind::ServerNotStarted, message);
         let words = if self.begun { &self.words } else { &watch.noise };
-        words.iter().cloned().fold(error, LaunchError::caused_by)
+        with_last_words(error, words.iter().map(String::as_str))
     }
+}
+
+/// Adds what a server said before it ended, a cause for each line; of its own errors the words that
+/// mark their parts are left out, as they are marked again.
+pub fn with_last_words<'a>(
+    error: LaunchError,
+    words: impl IntoIterator<Item = &'a str>,
+) -> LaunchError {
+    words.into_iter().fold(error, |error, line| {
+        let line = line.strip_prefix("error: ").unwrap_or(line);
+        match line.strip_prefix("caused by: ").unwrap_or(line) {
+            // distant 0.20.0 puts this between what and why.
+            "Caused by:" => error,
+            // Whoever said it, it is not this program's.
+            line if line.starts_with("hint: ") => error.caused_by(format!("its {line}")),
+            line => error.caused_by(line),
+        }
+    })
 }
 
 /// Keeps one of the places that were looked at, of which there are few.

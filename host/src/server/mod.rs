@@ -89,7 +89,9 @@ impl Error {
             Self::Family { use_ipv6: true, .. } => "leave out `--use-ipv6`".to_owned(),
             Self::Family { use_ipv6: false, .. } => "add `--use-ipv6`".to_owned(),
             Self::Bind { source, .. } if source.kind() == io::ErrorKind::AddrNotAvailable => {
-                "`--host any` listens on every address of this machine".to_owned()
+                "`--host any` listens on every address of this machine; of a launch that is \
+                 `--distant-bind-server any`"
+                    .to_owned()
             }
             Self::Bind { source, ports, .. } if source.kind() == io::ErrorKind::AddrInUse => {
                 if ports.is_single() {

@@ -343,6 +343,9 @@ fn the_last_words_are_in_the_error_and_no_key_is() {
     };
     let not_started = ErrorKind::ServerNotStarted;
     check("#!/bin/sh\necho port taken >&2; exit 3\n", 0o755, not_started, "status 3 / port taken");
+    let ours = "echo error: no port >&2; echo '  caused by: taken' >&2; echo 'hint: another' >&2";
+    let said = "status 1 / no port / taken / its hint: another";
+    check(&format!("#!/bin/sh\n{ours}; exit 1\n"), 0o755, not_started, said);
     check("#!/bin/sh\nexit 0\n", 0o755, not_started, "no server started on `box`");
     check("#!/bin/sh\n", 0o644, ErrorKind::ServerNotFound, "is not executable");
     check("\u{7f}ELF", 0o755, not_started, "status");

@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use distant_plugin_api::bootstrap;
 use distant_plugin_api::message::{BindServer, Offer, Stage, VerdictKind, Via};
 use distant_plugin_api::{
     export_plugin, Caller, ErrorKind, LaunchError, LaunchRequest, Manifest, Plugin,
@@ -187,13 +188,7 @@ fn not_started(message: &str) -> LaunchError {
 
 /// Adds what the server said, a cause for each line.
 fn with_last_words(error: LaunchError, server: &Server) -> LaunchError {
-    let words = server.last_words();
-    let words = words.iter().map(|line| {
-        let line = line.strip_prefix("error: ").unwrap_or(line);
-        line.strip_prefix("caused by: ").unwrap_or(line)
-    });
-    // distant 0.20.0 puts this between what and why.
-    words.filter(|line| *line != "Caused by:").fold(error, LaunchError::caused_by)
+    bootstrap::with_last_words(error, server.last_words().iter().map(String::as_str))
 }
 
 fn not_run(program: &str, error: &io::Error) -> LaunchError {

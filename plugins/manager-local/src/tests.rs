@@ -237,13 +237,17 @@ fn arguments_that_would_break_the_promise_are_refused() {
 
 #[test]
 fn a_server_that_does_not_start_is_quoted() {
-    let ours = "echo 'error: no port is free' >&2; echo '  caused by: address in use' >&2; exit 1";
+    let ours = "echo 'error: no port is free' >&2; echo '  caused by: address in use' >&2; \
+                echo 'hint: another' >&2; exit 1";
     let released =
         "printf 'Failed to start server\\n\\nCaused by:\\n    address in use\\n' >&2; exit 1";
     let kind = ErrorKind::ServerNotStarted;
     let what = "no server started on this machine";
     let ended = format!("{what}: `PROGRAM`: it ended with status 1");
-    assert_eq!(failure(ours, []), (kind, format!("{ended}: no port is free: address in use")));
+    assert_eq!(
+        failure(ours, []),
+        (kind, format!("{ended}: no port is free: address in use: its hint: another"))
+    );
     assert_eq!(
         failure(released, []),
         (kind, format!("{ended}: Failed to start server: address in use"))
