@@ -413,3 +413,18 @@ fn a_mistyped_scheme_before_an_option_of_the_configuration_is_a_warning() {
     plugin("helo");
     assert!(launch().stderr.starts_with("error: this is hello\n"));
 }
+
+#[test]
+fn a_key_of_the_configuration_that_looks_misspelt_is_warned_of() {
+    let home = Home::new();
+    let _manager = Manager::start(&home);
+    let file =
+        home.write("config/distant/config.toml", "[client.launch]\nbinn = 'x'\n[new]\nkey = 1");
+    let launch = home.ours(["launch", "manager://localhost"]).run().success();
+    let warning = format!(
+        "warning: nothing reads `client.launch.binn` in `{}`; did you mean `client.launch.bin`?\n",
+        file.display()
+    );
+    assert_eq!(launch.stderr, warning);
+    assert_eq!(home.ours(["manager", "list"]).run().success().stderr, "");
+}

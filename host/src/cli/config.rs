@@ -2,8 +2,8 @@
 //!
 //! Every key may be missing. The user's file wins over the one for everybody, key by key; with
 //! `--config` only that file counts. Unknown keys are logged and otherwise ignored, so that a file
-//! for another version of distant serves as well; a value of the wrong type is an error with its
-//! line.
+//! for another version of distant serves as well, but one that looks misspelt is warned of; a value
+//! of the wrong type is an error with its line.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,6 +33,9 @@ pub(crate) struct Config {
     /// Keys that nothing reads, with their file.
     #[serde(skip)]
     pub(crate) unknown: Vec<String>,
+    /// Those of them that look like one that something reads, with that one.
+    #[serde(skip)]
+    pub(crate) misspelt: Vec<String>,
 }
 
 /// `[client]`
@@ -154,6 +157,9 @@ pub(crate) struct ServerWatch {
     pub(crate) debounce_tick_rate: Option<Duration>,
 }
 
+/// Changes after which a key is still taken for a misspelt one.
+const TYPO_DISTANCE: usize = 2;
+
 /// Every key that something reads. `*` stands for any name.
 const KNOWN: [&str; 52] = [
     "client.api.timeout",
@@ -233,7 +239,7 @@ impl Config {
     /// Puts the texts of files together, the later ones over the earlier.
     fn merge<const N: usize>(files: [Option<(PathBuf, String)>; N]) -> Result<Self, LaunchError> {
         let mut merged = Table::new();
-        let mut unknown = Vec::new();
+        let (mut unknown, mut misspelt) = (Vec::new(), Vec::new());
         for (path, text) in files.into_iter().flatten() {
             let broken = |error: toml::de::Error| broken(&path, &text, &error);
             // The types are checked file by file, because only here the lines are known.
@@ -241,7 +247,11 @@ impl Config {
             own.check().map_err(|error| wrong(&path).caused_by(error.to_string()))?;
             let table = text.parse::<Table>().map_err(broken)?;
             for key in unknown_keys(&table, "") {
-                unknown.push(format!("`{key}` in `{}`", path.display()));
+                let place = format!("`{key}` in `{}`", path.display());
+                if let Some(meant) = meant(&key) {
+                    misspelt.push(format!("nothing reads {place}; did you mean `{meant}`?"));
+                }
+                unknown.push(place);
             }
             lay_over(&mut merged, table);
         }
@@ -252,7 +262,7 @@ impl Config {
             )
             .caused_by(error.message())
         })?;
-        Ok(Self { unknown, ..config })
+        Ok(Self { unknown, misspelt, ..config })
     }
 }
 
@@ -310,6 +320,13 @@ fn unknown_keys(table: &Table, prefix: &str) -> Vec<String> {
         }
     }
     unknown
+}
+
+/// The key that somebody meant who wrote another one.
+fn meant(key: &str) -> Option<&'static str> {
+    let distance = |known: &&&str| strsim::damerau_levenshtein(key, known);
+    let nearest = KNOWN.iter().min_by_key(distance)?;
+    (distance(&nearest) <= TYPO_DISTANCE).then_some(*nearest)
 }
 
 fn is_key(known: &str, key: &str) -> bool {
@@ -470,6 +487,9 @@ mod tests {
     fn an_unknown_key_is_named_and_ignored() {
         let config = load(["[client.lunch]\nbin = 'x'\n[new]\n", "colour = true"]).unwrap();
         assert_eq!(config.unknown, ["`client.lunch.bin` in `1.toml`", "`colour` in `2.toml`"]);
+        let meant =
+            "nothing reads `client.lunch.bin` in `1.toml`; did you mean `client.launch.bin`?";
+        assert_eq!(config.misspelt, [meant]);
     }
 
     #[test]

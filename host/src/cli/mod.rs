@@ -260,6 +260,11 @@ pub fn main() -> ExitCode {
         Err(error) => return Failure::Failed(error).report(&terminal),
     };
     let context = Context { config, common: arguments.common, terminal, started };
+    if arguments.command.is_configured() {
+        for complaint in &context.config.misspelt {
+            context.terminal.warn(complaint);
+        }
+    }
     let result = logging::start(&context, arguments.command.role())
         .and_then(|()| dispatch(arguments.command, &context));
     result.unwrap_or_else(|failure| failure.report(&context.terminal))
@@ -318,6 +323,11 @@ impl Command {
             Self::Plugin(it) => it.format(),
             _ => Format::Shell,
         }
+    }
+
+    /// Whether what a configuration says matters most to it; the others would only repeat warnings.
+    fn is_configured(&self) -> bool {
+        matches!(self, Self::Launch(_) | Self::Connect(_) | Self::Manager(Manager::Listen(_)))
     }
 
     fn role(&self) -> logging::Role {
