@@ -28,6 +28,7 @@ use crate::wire::message::{Header, UntypedResponse};
 
 /// A request as a line has it.
 #[derive(Deserialize)]
+#[serde(expecting = "an object with `id` and `payload`")]
 struct Line {
     #[serde(default)]
     header: Header,
@@ -261,6 +262,11 @@ mod tests {
         check(
             r#"{"payload":{"type":"version"}}"#,
             "None a line of standard input is no request: missing field `id` at line 1 column 30",
+        );
+        check(
+            "3",
+            "None a line of standard input is no request: invalid type: integer `3`, expected an \
+             object with `id` and `payload` at line 1 column 1",
         );
     }
 

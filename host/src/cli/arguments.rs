@@ -295,9 +295,12 @@ pub(crate) struct Launch {
 const LAUNCH_HELP: &str = "\
 A destination is [scheme://][user@]host[:port]; without a scheme it is ssh.
 `distant plugin list` shows the schemes, `distant launch --help-options <SCHEME>` the options of one.
+Without --distant the program is looked for in the PATH there, in that of the login shell, and in
+the usual places.
 
 Examples:
   distant launch manager://localhost
+  distant launch ssh://me@example.com --distant-upload auto
   distant launch ssh://me@example.com --options 'backend=libssh,timeout=30000'
   distant launch ssh://example.com --distant-args '--log-level trace --log-file /tmp/server.log'";
 
