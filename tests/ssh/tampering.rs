@@ -162,10 +162,18 @@ each_backend! {
             let id = untouched.id().to_string();
             home.ours(["manager", "kill", &id]).run().success();
             let ends = meddler.seen.lock().unwrap().ends.clone();
-            // The client logs in, opens a channel and runs the command after these.
-            let [login, channel, command] = ends[..3] else { panic!("{ends:?}") };
-            let targets =
-                [login - 1, login - tag, login - tag - 1, channel - 1, channel - tag, command - 1];
+            // The client asks for a login, shows its key, signs, and runs the command after these;
+            // that it is in is what the server says first after the third.
+            let [asks, shows, signs, runs] = ends[..4] else { panic!("{ends:?}") };
+            let targets = [
+                asks - 1,
+                asks - tag,
+                shows - tag - 1,
+                signs - 1,
+                signs + 8,
+                runs - 1,
+                runs - tag,
+            ];
             for target in targets {
                 let since = Instant::now();
                 let ended = launch(Some(target));

@@ -145,3 +145,41 @@ fn watch(state: &State, cancel: &OwnedFd, woken: &OwnedFd) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::tests::Host;
+
+    /// A guarded socket, and its other end.
+    fn guarded(caller: &Caller) -> (Guard, UnixStream) {
+        let (near, far) = UnixStream::pair().unwrap();
+        (Guard::new(&near.into(), caller).unwrap(), far)
+    }
+
+    /// Whether the other end is shut within this time.
+    fn is_shut(far: &mut UnixStream, within: Duration) -> bool {
+        far.set_read_timeout(Some(within)).unwrap();
+        far.read(&mut [0]).is_ok()
+    }
+
+    const LIMIT: Duration = Duration::from_secs(1);
+    const LONGER: Duration = Duration::from_millis(1500);
+
+    #[test]
+    fn what_is_late_is_ended_and_the_time_of_a_question_does_not_count() {
+        let caller = Host::caller();
+        let (guard, mut far) = guarded(&caller);
+        guard.limit(LIMIT);
+        assert!(!guard.while_asking(|| is_shut(&mut far, LONGER)) && !guard.is_late());
+        assert!(is_shut(&mut far, 60 * LIMIT) && guard.is_late());
+
+        let (guard, mut far) = guarded(&caller);
+        guard.limit(LIMIT);
+        guard.unlimited();
+        assert!(!is_shut(&mut far, LONGER) && !guard.is_late());
+    }
+}
