@@ -50,7 +50,7 @@ const OWN: &str = r#"o() { u=${p%/*/*}; [ -O "${p%/*}" ] && [ -O "$p" ] || retur
 const LOOK: &str = r#"u() { o && [ -O "$p/%NAME%" ] && [ -x "$p/%NAME%" ] && [ "$(($(wc -c <"$p/%NAME%")))" = %SIZE% ] && c=$p/%NAME%; }"#;
 
 /// Takes the next line of the input for what receives a program, and looks for that again. In the
-/// command itself it would make every launch longer, and some login shells cut what is long.
+/// command itself it would make every launch longer.
 pub(super) const BRING: &str =
     r#"[ -n "$c" ] || { echo "$m missing"; IFS= read -r a <&3 && eval "$a" && u; }"#;
 
