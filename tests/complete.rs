@@ -67,6 +67,19 @@ fn lines(terminal: &mut Terminal) {
     becomes(terminal, "distant completions zs", "completions zsh ");
 }
 
+/// All options of a scheme, and all words of one, with nothing typed of them yet.
+fn lists(terminal: &mut Terminal) {
+    terminal.type_keys("distant launch ssh://box --options \t\t");
+    terminal.expect("backend=");
+    terminal.expect("tunnel=");
+    forget(terminal);
+    terminal.type_keys("distant launch ssh://box --options tunnel=\t\t");
+    terminal.expect("always");
+    terminal.expect("auto");
+    terminal.expect("never");
+    forget(terminal);
+}
+
 #[test]
 fn bash_completes_commands_schemes_plugins_and_options() {
     let home = home();
@@ -75,16 +88,7 @@ fn bash_completes_commands_schemes_plugins_and_options() {
     let setup = "eval \"$(distant completions bash)\"; bind 'set enable-bracketed-paste off'";
     let mut terminal = shell(&home, &["bash", "--norc", "--noprofile", "-i"], setup);
     lines(&mut terminal);
-    // All options of the scheme, and all words of one, with nothing typed of them yet.
-    terminal.type_keys("distant launch ssh://box --options \t\t");
-    terminal.expect("backend=");
-    terminal.expect("tunnel=");
-    forget(&mut terminal);
-    terminal.type_keys("distant launch ssh://box --options tunnel=\t\t");
-    terminal.expect("always");
-    terminal.expect("auto");
-    terminal.expect("never");
-    forget(&mut terminal);
+    lists(&mut terminal);
     // Two that begin alike are listed.
     terminal.type_keys("distant launch ssh://box --options identit\t\t");
     terminal.expect("identities_only=");
@@ -109,16 +113,7 @@ fn zsh_completes_commands_schemes_plugins_and_options() {
                  eval \"$(distant completions zsh)\"";
     let mut terminal = shell(&home, &["zsh", "-f", "-i"], setup);
     lines(&mut terminal);
-    // All options of the scheme, and all words of one, with nothing typed of them yet.
-    terminal.type_keys("distant launch ssh://box --options \t\t");
-    terminal.expect("backend=");
-    terminal.expect("tunnel=");
-    forget(&mut terminal);
-    terminal.type_keys("distant launch ssh://box --options tunnel=\t\t");
-    terminal.expect("always");
-    terminal.expect("auto");
-    terminal.expect("never");
-    forget(&mut terminal);
+    lists(&mut terminal);
     // Those that begin alike are listed with what they mean.
     terminal.type_keys("distant launch ssh://box --options identit\t\t");
     terminal.expect("identities_only=  -- ");

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::{
     calm, eventually, often, peer, programs, within, Finished, Home, Invocation, Look, Manager,
-    Seen, Signal,
+    Seen, Signal, Stopwatch,
 };
 
 /// Moments at which each is killed.
@@ -192,7 +192,7 @@ fn a_command_line_that_is_killed_while_the_server_starts_leaves_nothing_at_once(
     let running = launch(&home, Some(&home.mute())).start();
     manager.wait_for_mute();
     running.signal(Signal::KILL);
-    let killed = Instant::now();
+    let killed = Stopwatch::start();
     manager.assert_no_offspring();
     assert!(killed.elapsed() < Duration::from_secs(2), "{:?}", killed.elapsed());
     drop(running);

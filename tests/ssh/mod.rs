@@ -2,6 +2,7 @@
 
 mod compatible;
 mod configuration;
+mod end;
 mod host_key;
 pub(crate) mod hostile;
 mod kerberos;

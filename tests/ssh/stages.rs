@@ -6,27 +6,12 @@
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::each_backend;
+use super::end::End;
 use super::hostile::{stub, until_end};
-use crate::support::{
-    calm, eventually, report, within, Home, Manager, Running, Signal, Sshd, HELLO,
-};
-
-/// How long after the end of one of them everything else may be there.
-const LIMIT: Duration = Duration::from_secs(2);
-
-/// Who is ended, and how.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    Interrupt,
-    Client,
-    Worker,
-    Manager,
-}
-
-const ENDS: [End; 4] = [End::Interrupt, End::Client, End::Worker, End::Manager];
+use crate::support::{calm, eventually, report, Home, Manager, Running, Sshd, HELLO};
 
 /// Where a launch stands still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,7 +139,7 @@ impl Standing {
 each_backend! {
     fn whoever_ends_at_whatever_stage_ends_the_launch(backend: &str) {
         let _calm = calm();
-        for end in ENDS {
+        for end in End::ALL {
             let mut longest = Duration::ZERO;
             for stage in STAGES {
                 if stage == Stage::Tunnel && matches!(end, End::Client | End::Interrupt) {
@@ -164,39 +149,19 @@ each_backend! {
                 let home = Home::new();
                 let manager = Manager::start(&home);
                 let Standing { launch, sshd, open } = Standing::at(stage, &home, backend);
-                let since = Instant::now();
-                match end {
-                    End::Interrupt => launch.signal(Signal::INT),
-                    End::Client => launch.signal(Signal::KILL),
-                    End::Worker => {
-                        let workers = manager.offspring().into_iter();
-                        let workers = workers.filter(|it| it.command.contains("plugin-worker"));
-                        assert_eq!(workers.map(|it| it.kill()).count(), 1);
-                    }
-                    End::Manager => manager.signal(Signal::KILL),
-                }
+                let own = [manager.pid(), launch.pid()];
                 let rest = || {
-                    let mut rest = home.processes();
-                    rest.retain(|it| it.pid != manager.pid() && it.pid != launch.pid());
-                    rest
+                    let mut there = home.processes();
+                    there.retain(|it| !own.contains(&it.pid));
+                    let open = sshd.open() + open.load(Ordering::SeqCst);
+                    let is_clean = there.is_empty() && open == 0;
+                    let what = format!("{end:?} at {stage:?}");
+                    (!is_clean).then(|| format!("{what}, {open} connections, {there:#?}"))
                 };
-                let is_clean = || {
-                    let connections = sshd.open() + open.load(Ordering::SeqCst);
-                    (rest().is_empty() && connections == 0).then(|| since.elapsed())
-                };
-                let took = within(Duration::from_secs(20), is_clean);
-                let what = format!("{end:?} at {stage:?}, {backend}");
-                let took = took.unwrap_or_else(|| panic!("{what}: {:#?}", rest()));
-                assert!(took < LIMIT, "{what}: {took:?}");
+                let (took, finished) = end.leaves_nothing(launch, manager, rest);
                 longest = longest.max(took);
-                let finished = launch.finish();
                 if end == End::Worker && stage != Stage::Tunnel {
                     assert!(finished.stderr.starts_with("error: "), "{}", finished.told());
-                }
-                if end == End::Manager {
-                    manager.finish();
-                } else {
-                    manager.assert_no_offspring();
                 }
             }
             report(format!("{end:?} at each stage, {backend}: all clean within {longest:.2?}"));

@@ -6,19 +6,14 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::each_backend;
+use super::end::End;
 use super::remote::Account;
-use crate::support::{
-    eventually, peer, programs, report, within, Home, Invocation, Manager, Running, Seen, Signal,
-    Sshd,
-};
+use crate::support::{eventually, peer, programs, report, Home, Invocation, Manager, Seen, Sshd};
 
 const HELLO: &str = r#"{"type":"auth_initialization_response","methods":["none"]}"#;
-
-/// How long after the end of a launch everything else may be there.
-const LIMIT: Duration = Duration::from_secs(2);
 
 /// A machine that this is not, by its number in a header and by its name.
 const OTHER: (u16, &str) =
@@ -202,9 +197,9 @@ each_backend! {
     }
 
     fn whoever_ends_in_the_middle_of_an_upload_leaves_nothing_of_it(backend: &str) {
-        for end in ENDS {
+        for end in End::ALL {
             let home = Home::new();
-            let mut manager = Some(Manager::start(&home));
+            let manager = Manager::start(&home);
             let sshd = Sshd::start(&home);
             let to = swallowing(sshd.address, 1_500_000);
             let released = peer().display().to_string();
@@ -218,30 +213,34 @@ each_backend! {
                 let sizes = parts.flatten().filter_map(|it| Some(it.metadata().ok()?.len()));
                 sizes.max().filter(|size| *size > 1_000_000)
             });
-            let since = Instant::now();
-            finish(end, launch, &mut manager);
-            let gone = || {
-                let there = home.processes().iter().any(|it| it.command.contains("distant/bin"));
-                (!there && brought(&sshd).is_empty() && sshd.open() == 0).then_some(())
+            let rest = || {
+                let mut there = home.processes();
+                there.retain(|it| it.command.contains("distant/bin"));
+                let (parts, open) = (brought(&sshd), sshd.open());
+                let is_clean = there.is_empty() && parts.is_empty() && open == 0;
+                (!is_clean).then(|| format!("{parts:?}, {open} connections, {there:#?}"))
             };
-            let clean = within(LIMIT, gone);
-            assert!(clean.is_some(), "{end:?}: {:?}, {:?}", brought(&sshd), home.processes());
-            report(format!("{end:?} during an upload, {backend}: clean after {:.2?}", since.elapsed()));
+            let (took, _) = end.leaves_nothing(launch, manager, rest);
+            report(format!("{end:?} during an upload, {backend}: clean after {took:.2?}"));
         }
     }
 
     fn whoever_ends_when_what_was_brought_starts_leaves_the_program_alone(backend: &str) {
-        for end in ENDS {
+        for end in End::ALL {
             let home = Home::new();
-            let mut manager = Some(Manager::start(&home));
+            let manager = Manager::start(&home);
             let sshd = Sshd::start(&home);
             let hangs = that_hangs(&home).display().to_string();
             let launch = launch(&home, &sshd, backend, sshd.address, &hangs).start();
             let runs = |seen: &Seen| seen.command.contains("server listen");
             eventually("the server", || home.processes().iter().any(runs).then_some(()));
-            finish(end, launch, &mut manager);
-            let gone = || (!home.processes().iter().any(runs) && sshd.open() == 0).then_some(());
-            assert!(within(LIMIT, gone).is_some(), "{end:?}: {:?}", home.processes());
+            let rest = || {
+                let (mut there, open) = (home.processes(), sshd.open());
+                there.retain(runs);
+                let is_clean = there.is_empty() && open == 0;
+                (!is_clean).then(|| format!("{open} connections, {there:#?}"))
+            };
+            end.leaves_nothing(launch, manager, rest);
             assert_eq!((brought(&sshd).len(), sshd.connections()), (1, 1));
         }
     }
@@ -255,30 +254,6 @@ fn that_hangs(home: &Home) -> PathBuf {
     let made = Command::new("cc").arg(source).arg("-o").arg(&program).status().unwrap();
     assert!(made.success());
     program
-}
-
-/// Who is ended, and how.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    Interrupt,
-    Client,
-    Worker,
-    Manager,
-}
-
-const ENDS: [End; 4] = [End::Interrupt, End::Client, End::Worker, End::Manager];
-
-fn finish(end: End, launch: Running, manager: &mut Option<Manager>) {
-    match end {
-        End::Interrupt => launch.signal(Signal::INT),
-        End::Client => launch.signal(Signal::KILL),
-        End::Worker => {
-            let workers = manager.as_ref().unwrap().offspring();
-            workers.iter().find(|it| it.command.contains("plugin-worker")).unwrap().kill();
-        }
-        End::Manager => manager.take().unwrap().kill(),
-    }
-    launch.finish();
 }
 
 /// Somebody in the middle of each connection who brings that many bytes there, and loses the rest until

@@ -14,7 +14,8 @@ mod system;
 mod terminal;
 pub(crate) mod wire;
 
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 pub(crate) use home::{Home, Invocation};
@@ -47,6 +48,37 @@ pub(crate) fn calm() -> RwLockReadGuard<'static, ()> {
 /// Keeps those away that measure time, while somebody loads all cores.
 pub(crate) fn loud() -> RwLockWriteGuard<'static, ()> {
     CALM.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Measures time, but for what the machine stands still: nothing gets on then, whoever is measured.
+pub(crate) struct Stopwatch {
+    begun: Instant,
+    /// In microseconds.
+    lost: Arc<AtomicU64>,
+}
+
+impl Stopwatch {
+    pub(crate) fn start() -> Self {
+        let (beat, usual) = (Duration::from_millis(10), Duration::from_millis(50));
+        let this = Self { begun: Instant::now(), lost: Arc::default() };
+        let (mut last, lost) = (this.begun, Arc::downgrade(&this.lost));
+        std::thread::spawn(move || {
+            while let Some(lost) = lost.upgrade() {
+                std::thread::park_timeout(beat);
+                let now = Instant::now();
+                let late = now.duration_since(last).saturating_sub(usual);
+                lost.fetch_add(late.as_micros() as u64, Ordering::Relaxed);
+                last = now;
+            }
+        });
+        this
+    }
+
+    /// The time since its start in which the machine did something.
+    pub(crate) fn elapsed(&self) -> Duration {
+        let lost = Duration::from_micros(self.lost.load(Ordering::Relaxed));
+        self.begun.elapsed().saturating_sub(lost)
+    }
 }
 
 /// How often to do what has to be done very often: `full` times if `DISTANT_SOAK` is `full`, else
