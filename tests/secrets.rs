@@ -468,3 +468,25 @@ crate::ssh::each_backend! {
         }
     }
 }
+
+#[test]
+fn neither_manager_nor_command_line_leaves_a_core_dump() {
+    let home = Home::new();
+    let limited = |args: &str| {
+        let script = format!("ulimit -c unlimited; exec {} {args}", programs().distant.display());
+        home.program("sh", ["-c", &script])
+    };
+    let limit = |pid: u32| {
+        let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        let line = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+        line.split_whitespace().skip(4).take(2).collect::<Vec<_>>().join(" ")
+    };
+    let manager = Manager::listen(&home, limited("manager listen --user"), true);
+    let mute = home.mute();
+    let launch = limited(&format!("launch manager://localhost --distant '{mute}'")).start();
+    manager.wait_for_mute();
+    assert_eq!([limit(manager.pid()), limit(launch.pid())], ["0 0", "0 0"]);
+    // What clients of a server start may be what they are looking for.
+    let server = Server::listen(limited("server listen --host 127.0.0.1"));
+    assert_eq!(limit(server.process.pid()), "unlimited unlimited");
+}

@@ -108,10 +108,15 @@ pub fn run(arguments: Arguments) -> ExitCode {
     }
 }
 
-/// Leaves the manager's session and its terminal, and leaves no core dumps, which hold secrets.
+/// Leaves the manager's session and its terminal, and leaves no core dumps.
 fn restrict() {
     // Fails only where this process leads a group already, which is as good.
     let _ = rustix::process::setsid();
+    leave_no_core_dumps();
+}
+
+/// Has this process, and all that it starts from now on, leave no core dumps, which hold secrets.
+pub fn leave_no_core_dumps() {
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     // Lowering a limit is always allowed.
     let _ = rustix::process::setrlimit(Resource::Core, none);

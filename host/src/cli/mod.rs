@@ -254,6 +254,10 @@ pub fn main() -> ExitCode {
     if let Command::PluginProbe(it) = arguments.command {
         return distant_plugin_test::probe(&it.path);
     }
+    // What a server starts for its clients is theirs, and may leave some.
+    if !matches!(arguments.command, Command::Server(_)) {
+        distant_plugin_worker::leave_no_core_dumps();
+    }
     let terminal = Terminal::new(arguments.command.format());
     let config = match Config::load(arguments.common.config.as_deref()) {
         Ok(config) => config,
