@@ -1,6 +1,7 @@
 //! Programs of this machine that a plugin names: one for the command, one for each connection of a
 //! tunnel. Each is in a process group of its own, which is ended with it. If the worker is killed the
-//! kernel ends the program; what that has started hears of it by the end of its streams.
+//! kernel ends the program; what that has started hears of it by the end of its streams, and whoever
+//! does not listen is ended by the manager, which knows the worker's session.
 
 use std::fs::File;
 use std::io::{self, Write};

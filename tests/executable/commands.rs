@@ -244,6 +244,31 @@ fn no_server_is_left_of_a_command_whoever_is_killed() {
     killed(|seen| seen.command.contains("distant launch here"), Signal::INT);
 }
 
+#[test]
+fn who_runs_for_a_killed_worker_ends_and_who_has_left_its_session_stays() {
+    let home = Home::new();
+    // The first listens to nobody, be it the end of its input or what a command sends to its group.
+    let deaf = r#"(trap \"\" TERM; exec sleep 3000)"#;
+    let argv = format!(r#""argv":["sh","-c","{deaf} & setsid sleep 4000 & {{command}}"]"#);
+    here(&home, "", &format!(r#"{argv},"address":"127.0.0.1""#));
+    let manager = Manager::start(&home);
+    let launch = launch(&home, &home.mute()).start();
+    manager.wait_for_mute();
+    eventually("both", || {
+        let of = |words: &str| manager.offspring().iter().any(|it| it.command == words);
+        (of("sleep 3000") && of("sleep 4000")).then_some(())
+    });
+    let worker = manager.offspring().into_iter().find(is_worker).unwrap();
+    worker.kill();
+    launch.finish().code(1);
+    // Whoever hears of the end of its input has ended by then too.
+    let left = manager.offspring();
+    let words: Vec<_> = left.iter().map(|it| it.command.as_str()).collect();
+    assert_eq!(words, ["sleep 4000"]);
+    left[0].kill();
+    manager.stop();
+}
+
 /// A network of its own, where nothing can be reached but by what is started in it.
 struct Apart {
     _process: Running,

@@ -85,6 +85,11 @@ impl Child {
         self.child.id()
     }
 
+    /// Its process, which leads a group and a session of its own.
+    pub(super) fn leader(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
     /// Waits until the worker is dead; it is not reaped by that.
     pub(super) async fn exited(&self) {
         // An error means that the runtime is shutting down, and then this child is dropped.

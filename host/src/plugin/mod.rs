@@ -20,6 +20,7 @@ pub mod options;
 pub mod process;
 mod refusal;
 pub mod registry;
+mod session;
 mod supervisor;
 #[cfg(test)]
 mod support;

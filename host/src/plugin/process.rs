@@ -200,7 +200,7 @@ impl Process {
         let shared = Arc::new(Shared::default());
         let id = child.id();
         let supervisor = Supervisor::new(
-            (entry.name.clone(), entry.path.clone()),
+            (entry.name.clone(), entry.path.clone(), entry.kind),
             (child, pipes),
             workers.limits.clone(),
             log_level,

@@ -20,9 +20,11 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use super::child::{self, Child, Pipes};
+use super::discovery::Kind;
 use super::failures::{Failure, How};
 use super::lines::{Allowance, Fault, LastWords, Messages};
 use super::process::{Event, Limits};
+use super::session;
 
 /// What a line counts beside its bytes: handling the shortest one costs something too.
 const LINE_COST: usize = 256;
@@ -84,6 +86,7 @@ enum Heard {
 pub(super) struct Supervisor {
     name: String,
     path: PathBuf,
+    kind: Kind,
     child: Child,
     /// `None` once the end of its input has told the worker that nothing will follow.
     stdin: Option<pipe::Sender>,
@@ -111,7 +114,7 @@ pub(super) struct Supervisor {
 
 impl Supervisor {
     pub(super) fn new(
-        (name, path): (String, PathBuf),
+        (name, path, kind): (String, PathBuf, Kind),
         (child, pipes): (Child, Pipes),
         limits: Limits,
         log_level: LogLevel,
@@ -120,6 +123,7 @@ impl Supervisor {
         Self {
             name,
             path,
+            kind,
             child,
             stdin: Some(pipes.stdin),
             unsent: Line::default(),
@@ -150,7 +154,11 @@ impl Supervisor {
             let listens = self.is_speaking() && !self.events.is_closed();
             let may_read = self.undelivered.is_empty() && self.paused_until.is_none();
             tokio::select! {
-                () = self.child.exited() => return self.finish(),
+                () = self.child.exited() => {
+                    self.hear_rest();
+                    self.end_session().await;
+                    return self.finish();
+                }
                 () = self.shared.cancelled.cancelled(), if self.end == End::NotYet => self.cancel(),
                 () = until(self.end.deadline()) => self.press(),
                 () = until(self.paused_until) => self.paused_until = None,
@@ -286,9 +294,8 @@ impl Supervisor {
         }
     }
 
-    /// Reaps a dead worker and makes the last events of what it left.
-    fn finish(mut self) -> (mpsc::Sender<Event>, Vec<Event>, Option<Failure>) {
-        let status = self.child.reap();
+    /// Takes what a dead worker has said before that.
+    fn hear_rest(&mut self) {
         while self.is_speaking() {
             match self.output.rest() {
                 Ok(Some(message)) => self.take(message),
@@ -296,6 +303,25 @@ impl Supervisor {
                 Err(fault) => self.fault = Some(self.explain(fault)),
             }
         }
+    }
+
+    /// Ends what a worker has left that did not come to do it. A library starts programs itself and may
+    /// mean them to stay.
+    async fn end_session(&mut self) {
+        let is_launched = self.shared.launched.load(Ordering::Relaxed);
+        let came_to_it = self.heard == Heard::Result && !self.was_killed();
+        if self.kind == Kind::Library || !is_launched || came_to_it {
+            return;
+        }
+        self.child.signal(Signal::KILL);
+        let (leader, grace) = (self.child.leader(), self.limits.grace);
+        // Where it breaks down, somebody is left; the worker is reaped all the same.
+        let _ = tokio::task::spawn_blocking(move || session::end(leader, grace)).await;
+    }
+
+    /// Reaps a dead worker and makes the last events of what it left.
+    fn finish(mut self) -> (mpsc::Sender<Event>, Vec<Event>, Option<Failure>) {
+        let status = self.child.reap();
         if self.shared.cancelled.is_cancelled() {
             let is_result = |it: &_| matches!(it, PluginMessage::Done | PluginMessage::Error(_));
             self.undelivered.retain(is_result);
