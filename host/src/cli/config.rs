@@ -157,9 +157,6 @@ pub(crate) struct ServerWatch {
     pub(crate) debounce_tick_rate: Option<Duration>,
 }
 
-/// Changes after which a key is still taken for a misspelt one.
-const TYPO_DISTANCE: usize = 2;
-
 /// Every key that something reads. `*` stands for any name.
 const KNOWN: [&str; 52] = [
     "client.api.timeout",
@@ -248,7 +245,7 @@ impl Config {
             let table = text.parse::<Table>().map_err(broken)?;
             for key in unknown_keys(&table, "") {
                 let place = format!("`{key}` in `{}`", path.display());
-                if let Some(meant) = meant(&key) {
+                if let Some(meant) = plugin::nearest(&key, KNOWN.into_iter()) {
                     misspelt.push(format!("nothing reads {place}; did you mean `{meant}`?"));
                 }
                 unknown.push(place);
@@ -320,13 +317,6 @@ fn unknown_keys(table: &Table, prefix: &str) -> Vec<String> {
         }
     }
     unknown
-}
-
-/// The key that somebody meant who wrote another one.
-fn meant(key: &str) -> Option<&'static str> {
-    let distance = |known: &&&str| strsim::damerau_levenshtein(key, known);
-    let nearest = KNOWN.iter().min_by_key(distance)?;
-    (distance(&nearest) <= TYPO_DISTANCE).then_some(*nearest)
 }
 
 fn is_key(known: &str, key: &str) -> bool {

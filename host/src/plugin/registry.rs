@@ -280,8 +280,8 @@ impl Registry {
         self.ask(found, &places, Some(since)).await;
     }
 
-    /// Asks files what they are, all at once, but for disabled ones. A remembered failure counts only if it is not older
-    /// than `since`.
+    /// Asks files what they are, all at once, but for disabled ones. A remembered failure counts only
+    /// if it is not older than `since`.
     async fn ask(&self, found: &mut [Found], places: &[usize], since: Option<Instant>) {
         // Asking is running, so a disabled one is not asked either.
         let is_asked =
