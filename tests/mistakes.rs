@@ -318,6 +318,11 @@ fn a_command_that_is_none_there_or_none_of_this_program_is_named_with_what_to_do
             shown.told()
         );
     }
+    for (flag, what) in [("--shell=no-such", "no-such"), ("--current-dir=/no", "ls` in `/no")] {
+        let shown = home.ours(["spawn", flag, "--", "ls"]).run().code(1);
+        let start = format!("error: cannot start `{what}` there\n");
+        assert!(shown.stderr.starts_with(&start), "{}", shown.told());
+    }
     for (command, here) in [
         (&["fs", "read", "/x"][..], "`distant spawn -- cat <FILE>` reads a file; "),
         (&["shell"], "`distant spawn --pty -- bash -l` is a shell at a terminal; "),
@@ -378,6 +383,11 @@ fn a_program_is_told_in_json_what_is_wrong_with_its_command_line_and_with_its_an
         assert!(hint.ends_with(HELLO), "{}", shown.told());
         assert!(!error["msg"].as_str().unwrap().contains("line 0"), "{}", shown.told());
     }
+    let connect = home.ours(["connect", "distant://127.0.0.1:1", "--format=json"]);
+    let long = "x".repeat(2 << 20);
+    let answer = format!(r#"{{"type":"auth_challenge_response","answers":["{long}"]}}"#);
+    let error = last_line(&connect.input(format!("{HELLO}\n{answer}\n")).run().code(1));
+    assert_eq!(error["msg"], "an answer on standard input has more than 65536 bytes");
 }
 
 #[test]
@@ -427,4 +437,23 @@ fn a_key_of_the_configuration_that_looks_misspelt_is_warned_of() {
     );
     assert_eq!(launch.stderr, warning);
     assert_eq!(home.ours(["manager", "list"]).run().success().stderr, "");
+}
+
+#[test]
+fn what_is_typed_stays_hidden_after_the_program_was_stopped_and_went_on() {
+    let home = Home::new();
+    let _manager = Manager::start(&home);
+    let mut shell = home.program("bash", ["--norc", "-i"]).on_terminal();
+    let distant = programs().distant.display();
+    shell.type_keys(&format!("{distant} connect distant://127.0.0.1:1\n"));
+    shell.expect("Key of distant://");
+    shell.type_keys("\x1a");
+    shell.expect("Stopped");
+    shell.type_keys("fg\n");
+    shell.expect("Key of distant://");
+    shell.type_keys("hunter2\n");
+    shell.expect("error: ");
+    shell.type_keys("exit\n");
+    let (_, shown) = shell.finish();
+    assert!(!shown.contains("hunter2"), "{shown}");
 }

@@ -12,7 +12,7 @@ use distant_plugin_api::LaunchError;
 use rustix::fs::FileType;
 
 use super::arguments::Format;
-use super::json::JsonInput;
+use super::json::{JsonInput, ANSWER_MAX};
 use super::terminal::{sanitise, Terminal};
 use super::tty::Tty;
 use crate::wire::message::{Authentication, AuthenticationQuestion, AuthenticationResponse};
@@ -153,6 +153,13 @@ impl<'a> Person<'a> {
                 let wrong = format!(
                     "`answers` on standard input wants one for each question: {wanted}, not {given}"
                 );
+                Err(LaunchError::new(ErrorKind::Other, wrong))
+            }
+            // Its way to the plugin takes no more, and would end the launch without a reason.
+            (_, AuthenticationResponse::Challenge { answers })
+                if answers.iter().any(|answer| answer.expose().len() > ANSWER_MAX) =>
+            {
+                let wrong = format!("an answer on standard input has more than {ANSWER_MAX} bytes");
                 Err(LaunchError::new(ErrorKind::Other, wrong))
             }
             (

@@ -102,17 +102,19 @@ async fn work(
             shell::wrap(&shell, &text)?
         }
     };
+    // Not the rest, which may hold a secret.
+    let mut what = shell_words::split(&cmd).unwrap_or_default().into_iter().next();
+    if let (Some(name), Some(folder)) = (&mut what, &arguments.current_dir) {
+        name.push_str(&format!("` in `{}", folder.display()));
+    }
     let request = Request::ProcSpawn {
         cmd: Cmd::new(cmd),
         environment,
         current_dir: arguments.current_dir.clone(),
         pty: arguments.pty.then(size),
     };
-    let name = match (&arguments.cmd_str, arguments.cmd.first()) {
-        (Some(text), _) => text.split_whitespace().next().unwrap_or_default(),
-        (None, word) => word.map(String::as_str).unwrap_or_default(),
-    };
-    let program = Program::start(&sender, &mut receiver, &request, name).await?;
+    let what = what.unwrap_or_default();
+    let program = Program::start(&sender, &mut receiver, &request, &what).await?;
     attending.set(true);
     let translators = arguments.lsp.as_ref().map(|scheme| {
         let scheme = scheme.as_deref();
@@ -194,14 +196,14 @@ impl<'a> Program<'a> {
         sender: &'a Sender<'a>,
         receiver: &mut Receiver,
         request: &Request,
-        name: &str,
+        what: &str,
     ) -> Result<Self, LaunchError> {
         send(sender, SPAWN, request).await?;
         match next(receiver).await? {
             (_, Response::ProcSpawned { id }) => {
                 Ok(Self { sender, id, window: Semaphore::new(WINDOW) })
             }
-            (_, other) => Err(unexpected(other, &format!("cannot start `{name}` there"))),
+            (_, other) => Err(unexpected(other, &format!("cannot start `{what}` there"))),
         }
     }
 

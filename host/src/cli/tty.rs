@@ -10,8 +10,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use distant_plugin_api::secret::Secret;
+use rustix::process::Signal;
 use rustix::termios::{tcgetattr, tcsetattr, LocalModes, OptionalActions, Termios};
 use tokio::io::unix::AsyncFd;
+use tokio::signal::unix::{signal, SignalKind};
 use zeroize::Zeroizing;
 
 /// Most bytes of an answer. The kernel's own limit for a line is 4096.
@@ -54,8 +56,8 @@ impl Tty {
         (&self.output).write_all(text.as_bytes())
     }
 
-    /// Asks for a line, which is visible while it is typed only with `echo`. `None` if the person
-    /// ends the input instead (Ctrl-D).
+    /// Asks for a line, which is visible while it is typed only with `echo`, and again where the
+    /// program was stopped (Ctrl-Z) and goes on. `None` if the person ends the input instead (Ctrl-D).
     ///
     /// # Errors
     ///
@@ -65,14 +67,21 @@ impl Tty {
     ///
     /// Dropping the future makes what is typed visible again.
     pub(crate) async fn ask(&self, prompt: &str, echo: bool) -> io::Result<Option<Secret>> {
-        let mut question = Question {
-            _hidden: if echo { None } else { Some(hide(&self.output)?) },
-            tty: self,
-            needs_newline: true,
+        let mut continued = signal(SignalKind::from_raw(Signal::CONT.as_raw()))?;
+        let mut question = Question { hidden: None, tty: self, needs_newline: true };
+        let mut line = std::pin::pin!(self.line());
+        let line = loop {
+            // The shell has had the terminal meanwhile, and made it show what is typed. What it was
+            // before is put back first, so that the end of the question puts back no less.
+            question.hidden = None;
+            question.hidden = if echo { None } else { Some(hide(&self.output)?) };
+            // Only now, so that nothing that is typed at the prompt is seen.
+            self.write(prompt)?;
+            tokio::select! {
+                line = &mut line => break line,
+                Some(()) = continued.recv() => {}
+            }
         };
-        // Only now, so that nothing that is typed at the prompt is seen.
-        self.write(prompt)?;
-        let line = self.line().await;
         question.needs_newline = !echo || !matches!(line, Ok(Some(_)));
         line
     }
@@ -103,13 +112,14 @@ impl Tty {
 
 /// A question that is open. However it ends, what comes next begins a line.
 struct Question<'a> {
-    _hidden: Option<Restore<'a>>,
+    hidden: Option<Restore<'a>>,
     tty: &'a Tty,
     needs_newline: bool,
 }
 
 impl Drop for Question<'_> {
     fn drop(&mut self) {
+        self.hidden = None;
         if self.needs_newline {
             // The terminal is gone then.
             let _ = self.tty.write("\n");
