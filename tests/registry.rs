@@ -191,3 +191,45 @@ fn the_plugin_commands_are_configured_as_the_manager_is() {
         assert_eq!(Path::new(shown["path"].as_str().unwrap()), elsewhere.canonicalize().unwrap());
     }
 }
+
+#[test]
+fn each_command_about_plugins_answers_in_json() {
+    let (home, folder) = home();
+    let plugin = script(&home, "mine", "mine");
+    let built = home.path("distant-plugin-mine");
+    fs::rename(&plugin, &built).unwrap();
+    let built = built.display().to_string();
+    let answer = |words: &[&str]| {
+        let finished = home.ours(["plugin"]).args(words).arg("--json").run().success();
+        assert_eq!(finished.stderr, "", "{}", finished.told());
+        serde_json::from_str::<Value>(&finished.stdout).unwrap()
+    };
+    let place = folder.join("distant-plugin-mine");
+    assert_eq!(answer(&["add", &built])["path"], place.to_str().unwrap());
+    assert_eq!(named(answer(&["list"]).as_array().unwrap(), "mine")["state"], "used");
+    assert_eq!(answer(&["info", "mine"])["manifest"]["schemes"][0], "mine");
+    let used = answer(&["use", "mine=mine"]);
+    assert_eq!((&used["scheme"], &used["plugin"]), (&"mine".into(), &"mine".into()));
+    assert_eq!(answer(&["doctor", "mine"])["well"], true);
+    assert!(answer(&["test", "--list"])[0]["case"].is_string());
+    assert_eq!(answer(&["test", &built, "--only", "load.hello"])["good"], true);
+    let new = answer(&["new", "other", "--lang", "sh"]);
+    assert!(Path::new(new["files"][0].as_str().unwrap()).is_file(), "{new}");
+    assert_eq!(answer(&["remove", "mine"])["files"][0], place.to_str().unwrap());
+
+    // What goes wrong is one too, and a line for people beside it.
+    for words in [
+        &["add", "/nowhere"][..],
+        &["info", "nobody"],
+        &["use", "mine=nobody"],
+        &["doctor", "nobody"],
+        &["test", "/nowhere"],
+        &["new", "other", "--lang", "sh"],
+        &["remove", "nobody"],
+    ] {
+        let failed = home.ours(["plugin"]).args(words).arg("--json").run().code(1);
+        let error: Value = serde_json::from_str(&failed.stdout).unwrap();
+        assert_eq!(error["type"], "error", "{}", failed.told());
+        assert!(failed.stderr.starts_with("error: "), "{}", failed.told());
+    }
+}
