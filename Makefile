@@ -10,7 +10,8 @@ PROFILE ?= release
 NEEDED = cc:gcc perl:perl sshd:openssh-server ssh:openssh-client \
 	fish:fish zsh:zsh tcsh:tcsh mksh:mksh bash:bash dash:dash openssl:openssl setsid:util-linux ip:iproute2 python3:python3 /usr/lib/python3/dist-packages/paramiko:python3-paramiko git:git useradd:passwd /usr/bin/rustc:rustc \
 	srun:slurm-client slurmctld:slurmctld slurmd:slurmd podman:podman runc:runc dockerd:docker.io \
-	krb5kdc:krb5-kdc kadmin.local:krb5-admin-server kinit:krb5-user softhsm2-util:softhsm2 /usr/include/openssl/evp.h:libssl-dev
+	krb5kdc:krb5-kdc kadmin.local:krb5-admin-server kinit:krb5-user softhsm2-util:softhsm2 /usr/include/openssl/evp.h:libssl-dev \
+	ps:procps mount:mount mosh-server:mosh
 
 .PHONY: build test test-tools install uninstall
 

@@ -197,6 +197,13 @@ fn the_benchmark_works_and_leaves_nothing() {
             }
         }
     }
+    let launch = tables.iter().find(|table| table["id"] == "launch").unwrap();
+    let names: Vec<_> = launch["rows"].as_array().unwrap().iter().map(|it| &it["name"]).collect();
+    // All that it is compared with, none of them left out because it is not there.
+    for what in ["0.20.0, ssh2", "0.20.0, libssh", "ssh host true", "mosh's bootstrap"] {
+        let is_there = |name: &&Value| name.as_str().unwrap().replace('`', "").contains(what);
+        assert!(names.iter().any(is_there), "{what}: {names:?}");
+    }
     let targets = report["targets"].as_array().unwrap();
     // On a busy machine they may be missed; they have to be measured.
     for what in [
