@@ -56,9 +56,11 @@ const ADDRESSES: &str =
 const RUN: &str = r#"{ ( IFS= read -r a <&3; echo "$m cut"; echo "$m verdict $a"; z; echo "$m cut"; echo "$m late" ) & { ( echo "$m pid $(exec sh -c "echo ${q}PPID")"; exec 3<&-; DISTANT_LAUNCH=1; DISTANT_LAUNCH_MARK=$m; export DISTANT_LAUNCH DISTANT_LAUNCH_MARK; exec "$c" "$@" ) 2>&1; x=$?; echo "$m cut"; echo "$m exit $x"; } | cat; echo "$m cut"; echo "$m closed"; }"#;
 
 /// Reads what the server and the word say, and kills the server unless the word is `keep`. A
-/// server that is just going to the background gets a moment to say its new pid first. One that has
-/// no time to, or never says it, is found by its environment where `/proc` shows that.
-const WATCH: &str = r#"{ trap "" PIPE TERM; f=; d=; x=; v=; while [ -z "$v" ] || [ -z "$x" ]; do IFS= read -r l || break; case $l in "$m verdict keep") echo "$m kept"; exit 0;; "$m verdict"*) v=1;; "$m late") x=1;; "$m pid "*) f=${l#"$m pid "}; echo "$l";; "$m exit "*) f=; x=1; echo "$l";; "$m closed") echo "$l";; *"$m cut") l=${l%"$m cut"}; [ -z "$l" ] || { printf %s "$m half $l"; echo; };; "[distant server detached, pid = "*) d=${l#*= }; d=${d%]*}; [ "$d" -gt 1 ] 2>/dev/null || d=; echo "$m server $d";; *) printf %s "$m say $l"; echo;; esac; done; for p in $d $f; do kill $p; done 2>/dev/null; kill 0; for p in $d $f; do kill -0 $p && z && kill -9 $p; done 2>/dev/null; for p in $(grep -l "DISTANT_LAUNCH_MARK=$m" /proc/[0-9]*/environ 2>/dev/null); do p=${p#/proc/}; kill -9 "${p%/environ}"; done 2>/dev/null; echo "$m killed"; exit 1; }"#;
+/// server that is just going to the background gets a moment to say its new pid first, also where what
+/// was started has ended already. One that has no time to, or never says it, is found by its
+/// environment where `/proc` shows that; it is looked for again, as it may have started the next one
+/// while it was looked for.
+const WATCH: &str = r#"{ trap "" PIPE TERM; f=; d=; x=; v=; while [ -z "$v" ] || [ -z "$x" ]; do IFS= read -r l || break; case $l in "$m verdict keep") echo "$m kept"; exit 0;; "$m verdict"*) v=1;; "$m late") x=1;; "$m pid "*) f=${l#"$m pid "}; echo "$l";; "$m exit "*) f=; [ -z "$d" ] || x=1; echo "$l";; "$m closed") x=1; echo "$l";; *"$m cut") l=${l%"$m cut"}; [ -z "$l" ] || { printf %s "$m half $l"; echo; };; "[distant server detached, pid = "*) d=${l#*= }; d=${d%]*}; [ "$d" -gt 1 ] 2>/dev/null || d=; [ -n "$f" ] || x=1; echo "$m server $d";; *) printf %s "$m say $l"; echo;; esac; done; for p in $d $f; do kill $p; done 2>/dev/null; kill 0; for p in $d $f; do kill -0 $p && z && kill -9 $p; done 2>/dev/null; k=; while [ ${#k} -lt 3 ]; do k=1$k; for p in $(grep -l "DISTANT_LAUNCH_MARK=$m" /proc/[0-9]*/environ); do p=${p#/proc/}; kill -9 "${p%/environ}"; done; done 2>/dev/null; echo "$m killed"; exit 1; }"#;
 
 /// Writes the command for a login shell; with `addresses` it says which ones the machine has.
 ///

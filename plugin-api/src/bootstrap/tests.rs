@@ -367,6 +367,26 @@ fn a_cancelled_start_leaves_nothing() {
 }
 
 #[test]
+fn a_server_that_goes_to_the_background_while_it_is_ended_is_ended_too() {
+    for program in SHELLS {
+        let shell = Shell::new(program);
+        let home = shell.home.path().display().to_string();
+        // What goes to the background waits until what was started has gone, and shows nothing by which
+        // it could be found before it says who it is.
+        let script = format!(
+            "#!/bin/sh\nf=$$ setsid env -u DISTANT_LAUNCH_MARK sh -c '\
+             while kill -0 $f 2>/dev/null; do :; done; echo $$ > {home}/pid; \
+             echo \"[distant server detached, pid = $$]\"; exec sleep 1000' &\nexit 0\n"
+        );
+        let server = shell.file("distant", &script, 0o755);
+        let (caller, _) = host(vec![], true);
+        let error = launch(&shell, &request(Some(&server), &[]), Tunnel::Auto, &caller);
+        assert_eq!(error.unwrap_err().kind, ErrorKind::Cancelled);
+        assert!(!shell.server_is_running(), "{program}");
+    }
+}
+
+#[test]
 fn a_remote_that_lies_about_where_it_looked_makes_no_long_error() {
     let mut found = Found::default();
     for _ in 0..100 {
