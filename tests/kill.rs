@@ -83,13 +83,17 @@ fn assert_succeeds_or_says_why(finished: &Finished) {
 /// Ends every connection of the manager, and waits until it alone is left.
 #[track_caller]
 fn assert_only_the_manager_is_left(home: &Home, manager: &Manager) {
-    let listed = home.ours(["manager", "list", "--format=json"]).run().success().stdout;
-    let last: serde_json::Value =
-        serde_json::from_str(listed.lines().last().unwrap_or_default()).unwrap();
-    for id in last.as_object().unwrap().keys().filter(|key| key.parse::<u32>().is_ok()) {
-        // It may have been dropped meanwhile, as its server is gone.
-        home.ours(["manager", "kill", id]).run();
-    }
+    // One of a command line that was killed may come about after that.
+    within(TIME_TO_END, || {
+        let listed = home.ours(["manager", "list", "--format=json"]).run().success().stdout;
+        let last: serde_json::Value =
+            serde_json::from_str(listed.lines().last().unwrap_or_default()).unwrap();
+        for id in last.as_object().unwrap().keys().filter(|key| key.parse::<u32>().is_ok()) {
+            // It may have been dropped meanwhile, as its server is gone.
+            home.ours(["manager", "kill", id]).run();
+        }
+        manager.offspring().is_empty().then_some(())
+    });
     manager.assert_no_offspring();
 }
 
