@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Barrier;
 
 use super::{add, home, json, launch_says, listed, mend_by, script, set_mode, FOLDER};
 use crate::support::{eventually, executable, Home, Manager, Running, Signal};
@@ -17,15 +18,17 @@ fn a_file_that_changes_while_it_is_copied_is_not_added() {
     text.extend(b"exit\n");
     text.extend(vec![b'#'; 64 << 20]);
     executable(&file, &text);
-    let over = AtomicBool::new(false);
+    let (over, begun) = (AtomicBool::new(false), Barrier::new(2));
     let refused = std::thread::scope(|scope| {
         // As whoever is still copying it there: by the same name, or by a new file under it.
         scope.spawn(|| {
             let mut growing = File::options().append(true).open(&file).unwrap();
+            begun.wait();
             while !over.load(Ordering::Acquire) {
                 growing.write_all(b"#").unwrap();
             }
         });
+        begun.wait();
         let refused = add(&home, &file);
         over.store(true, Ordering::Release);
         refused
