@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::login::Agent;
 use super::remote::Account;
 use crate::support::{
-    eventually, programs, Home, Invocation, Look, Manager, Running, Seen, Signal, Sshd,
+    eventually, keygen, programs, Home, Invocation, Look, Manager, Running, Seen, Signal, Sshd,
 };
 
 /// Folders that questions go through, as they are left in a home.
@@ -326,6 +326,25 @@ fn a_banner_does_not_say_where_the_connection_goes() {
     let sshd = Sshd::with(&home, &format!("Banner {}", banner.display()));
     let launch = sshd.launch(&home, "openssh", "tunnel=never,timeout=2000");
     launch.arg("--distant-bind-server").arg("any").run().id();
+}
+
+#[test]
+fn a_banner_makes_no_other_error() {
+    let home = Home::new();
+    let _manager = Manager::start(&home);
+    let lines = "REMOTE HOST IDENTIFICATION HAS CHANGED\n\
+                 Offending key in /etc/hosts:1\n\
+                 Host key for elsewhere has changed\n";
+    let banner = home.write("banner", lines);
+    let config = "PasswordAuthentication no\nKbdInteractiveAuthentication no\nBanner";
+    let sshd = Sshd::with(&home, &format!("{config} {}", banner.display()));
+    sshd.make_known(&home);
+    keygen(&home.path("unknown"), &["-N", "", "-t", "ed25519"]);
+    let key = home.path("unknown").display().to_string();
+    let options = format!("backend=openssh,identity_files=\"{key}\"");
+    let refused = sshd.launch_as(&home, "root", &options).run().code(1);
+    assert!(refused.stderr.contains(" does not let us in\n"), "{}", refused.told());
+    assert!(!refused.stderr.contains("ssh-keygen"), "{}", refused.told());
 }
 
 #[test]

@@ -42,6 +42,8 @@ pub(crate) struct Words {
     connected: Option<SocketAddr>,
     is_connected: bool,
     is_proxied: bool,
+    /// How many complaints there were when the server could begin to say some, as in a banner.
+    own: Option<usize>,
     /// Whether nothing more will come.
     pub(crate) has_ended: bool,
     complaints: Vec<String>,
@@ -125,6 +127,11 @@ impl Words {
                 self.connected = peer(place);
             }
         }
+        // Until then all is about the way there and the host's key. Of hosts in between it is not
+        // known which one is meant.
+        if trace == "SSH2_MSG_NEWKEYS received" && !self.is_proxied {
+            self.own.get_or_insert(self.left_out + self.complaints.len());
+        }
         if let Some(key) = trace.strip_prefix("Server host key: ") {
             self.host_key = key.split(' ').next().map(str::to_owned);
             self.reach(Step::HostKey);
@@ -184,8 +191,14 @@ impl Words {
         self.step = self.step.max(step);
     }
 
+    /// The complaints that `ssh` itself has made.
+    fn own(&self) -> impl Iterator<Item = &String> {
+        let most = self.own.map_or(usize::MAX, |own| own.saturating_sub(self.left_out));
+        self.complaints.iter().take(most)
+    }
+
     fn says(&self, text: &str) -> bool {
-        self.complaints.iter().any(|line| line.contains(text))
+        self.own().any(|line| line.contains(text))
     }
 
     /// What was said for people since the last time.
@@ -285,7 +298,7 @@ impl Words {
         let message = format!("the host key of `{place}` is not the one that is known");
         let mut error = LaunchError::new(ErrorKind::HostKey, message);
         // `Host key for NAME has changed and you have requested strict checking.`
-        let name = self.complaints.iter().find_map(|line| {
+        let name = self.own().find_map(|line| {
             let rest = line.strip_prefix("Host key for ")?;
             rest.split_once(" has changed").map(|(name, _)| name)
         });
@@ -296,7 +309,7 @@ impl Words {
             known.first(name, kind).map(|at| (at.file.display().to_string(), at.line.to_string()))
         });
         let offending = same_kind.or_else(|| {
-            self.complaints.iter().find_map(|line| {
+            self.own().find_map(|line| {
                 let (_, at) = line.strip_prefix("Offending ")?.split_once(" in ")?;
                 at.rsplit_once(':').map(|(file, line)| (file.to_owned(), line.to_owned()))
             })
@@ -304,7 +317,7 @@ impl Words {
         if let Some((file, line)) = &offending {
             error = error.caused_by(format!("{file}, line {line}, has another one"));
         }
-        let fingerprint = self.complaints.iter().find(|line| line.starts_with("SHA256:"));
+        let fingerprint = self.own().find(|line| line.starts_with("SHA256:"));
         if let Some(fingerprint) = fingerprint {
             error =
                 error.caused_by(format!("the host shows {}", fingerprint.trim_end_matches('.')));
@@ -323,7 +336,7 @@ impl Words {
         let message = format!("the host key of `{place}` is revoked");
         let error = LaunchError::new(ErrorKind::HostKey, message)
             .with_hint("somebody else may have this key: ask whoever runs the host");
-        let said = self.complaints.iter().filter(|line| line.contains("revoked")).cloned();
+        let said = self.own().filter(|line| line.contains("revoked")).cloned();
         said.fold(error, LaunchError::caused_by)
     }
 }
