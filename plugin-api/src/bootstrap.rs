@@ -53,7 +53,7 @@ pub trait Remote: Sync {
     }
 
     /// Brings a file of this machine to `to`, for which this knows a better way than the standard input
-    /// of a command: an absolute path in a folder that is there, in the words of that machine, which
+    /// of a command: an absolute path, without `..`, in a folder that is there, in the words of that machine, which
     /// may have blanks and whatever else means something to a shell. `caller` can be told the progress, and
     /// knows when nobody wants it any more.
     ///

@@ -186,10 +186,14 @@ fn changed(program: &Upload) -> LaunchError {
     LaunchError::new(ErrorKind::Other, message).with_hint("launch again")
 }
 
-/// Whether a plugin may take this for a path there, and nobody takes it for a flag: the other machine
-/// says it.
-fn is_path(text: &str) -> bool {
-    text.starts_with('/') && !text.contains(char::is_control)
+/// Whether a plugin may take this for the path of a new file there: the other machine says it, which
+/// may be a folder or a disk of this one. So nobody may take it for a flag, nor for any other file.
+fn is_path(text: &str, program: &Upload) -> bool {
+    let part = fill("/distant/bin/.%NAME%.", program);
+    let marker = text.rsplit_once(&part).map_or("", |(_, marker)| marker);
+    let is_marker = !marker.is_empty() && marker.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_straight = text.split('/').all(|folder| folder != "..");
+    is_marker && is_straight && text.starts_with('/') && !text.contains(char::is_control)
 }
 
 /// What the command has said.
@@ -310,7 +314,7 @@ impl Transfer<'_> {
             let (verb, rest) = line.split_once(' ').unwrap_or((&line, ""));
             let heard = &mut self.heard;
             match verb {
-                "ready" if is_path(rest) => heard.ready = Some(rest.to_owned()),
+                "ready" if is_path(rest, self.program) => heard.ready = Some(rest.to_owned()),
                 "ready" => heard.failed = Some("folder".to_owned()),
                 "done" => heard.done = true,
                 "machine" => heard.machine = Some(shown(rest, WORD_MAX)),

@@ -184,12 +184,17 @@ fn a_plugin_may_bring_it_in_its_own_way() {
     assert_eq!(there.brought().len(), 1);
 }
 
+/// Takes the line that receives a program, and sets `s` to the name that it gives to a part of one.
+const NAME: &str = r"read -r a; s=${a#*/.distant-}; s=.distant-${s%%.*}.0123";
+
 #[test]
 fn what_a_server_says_together_with_the_last_word_of_an_upload_is_heard() {
     let there = Counted::that(|shell, command| {
         let line = format!("distant://:{}@127.0.0.1:4242", "0f".repeat(32));
         let (mark, _) = command.split_once(';').unwrap();
-        let takes = r#"echo "$m missing"; read -r a; echo "$m ready /x"; read -r a; head -c 3 >&2"#;
+        let takes = format!(
+            r#"echo "$m missing"; {NAME}; echo "$m ready /distant/bin/$s"; read -r a; head -c 3 >&2"#
+        );
         let says = format!("echo \"$m done\n$m say {line}\n$m closed\"; read -r a; echo $m kept");
         shell.exec(&format!("{mark}; {takes}; {says}'")).unwrap()
     });
@@ -305,11 +310,22 @@ fn a_folder_that_others_can_put_in_the_place_of_ours_is_neither_searched_nor_wri
 }
 
 #[test]
-fn a_plugin_is_given_no_flag_for_the_path_that_it_brings_the_program_to() {
-    for said in ["--rm", "none/there", "", "/tmp/\u{1b}[2J"] {
+fn a_plugin_is_given_no_flag_and_no_other_file_for_the_path_that_it_brings_the_program_to() {
+    let part = "distant/bin/$s";
+    for said in [
+        "--rm",
+        &format!("none/{part}"),
+        "",
+        &format!("/tmp/\u{1b}[2J/{part}"),
+        "/etc/passwd",
+        &format!("/home/../{part}"),
+        &format!("/home/{part}/.bashrc"),
+        &format!("/home/{part}/../.bashrc"),
+    ] {
+        let said = said.to_owned();
         let there = Counted::that(move |shell, command| {
             let says =
-                format!(r#"echo; echo "$m missing"; read -r a; echo "$m ready {said}"; read -r a"#);
+                format!(r#"echo; echo "$m missing"; {NAME}; echo "$m ready {said}"; read -r a"#);
             let (mark, _) = command.split_once(';').unwrap();
             shell.exec(&format!("{mark}; {says}'")).unwrap()
         });
