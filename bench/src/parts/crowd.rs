@@ -67,50 +67,54 @@ pub(crate) fn measure(lab: &Lab, arguments: &Arguments, report: &Report) -> Resu
                 }
             }
         }
-        let seconds = |at: usize| Sample::of(crowds[at].iter().map(|it| it.seconds).collect());
-        for (at, way) in ways.iter().enumerate() {
-            let name = format!("{count} × {}", way.name());
-            let Some(worst) = crowds[at].iter().map(|it| it.succeeded).min() else { continue };
-            let rate =
-                Sample::of(crowds[at].iter().map(|it| it.succeeded as f64 / it.seconds).collect());
-            let cpu = |part: usize| {
-                Sample::of(crowds[at].iter().map(|it| it.cpu[part] * 1e3 / count as f64).collect())
-            };
-            let memory =
-                Sample::of(crowds[at].iter().map(|it| it.memory as f64 / count as f64).collect());
-            let is_launch = !way.is_bare();
-            let of_launch = |cell: Cell| if is_launch { cell } else { Cell::Nothing };
-            table.add(
-                name,
-                vec![
-                    seconds(at).into(),
-                    format!("{worst} of {count}").into(),
-                    rate.into(),
-                    cpu(0).into(),
-                    of_launch(cpu(1).into()),
-                    cpu(2).into(),
-                    of_launch(memory.into()),
-                ],
-            );
-            if is_launch && Some(count) == largest && matches!(way, Way::Launch(Side::Ours, _)) {
-                let ratio =
-                    seconds(0).zip(seconds(at)).map(|(ssh, launch)| ssh.median / launch.median);
-                let what = format!(
-                    "rate of {count} launches at once against `ssh host true`, {}",
-                    way.name()
-                );
-                report.target(what, Goal::AtLeast(0.9), ratio, "×");
-                let share = worst as f64 / count as f64;
-                report.target(
-                    format!("success of {count} launches at once, {}", way.name()),
-                    Goal::AtLeast(1.0),
-                    Some(share),
-                    "×",
-                );
+        for (way, of_way) in ways.iter().zip(&crowds) {
+            if !of_way.is_empty() {
+                table.add(format!("{count} × {}", way.name()), cells(way, count, of_way));
+            }
+            if Some(count) == largest && matches!(way, Way::Launch(Side::Ours, _)) {
+                promise(report, way, count, &crowds[0], of_way);
             }
         }
     }
     Ok(())
+}
+
+/// What all crowds of one size and way have in common.
+fn sample(crowds: &[Crowd], of: impl Fn(&Crowd) -> f64) -> Option<Sample> {
+    Sample::of(crowds.iter().map(of).collect())
+}
+
+/// How many got in at the worst; `None` if nobody set out.
+fn worst(crowds: &[Crowd]) -> Option<usize> {
+    crowds.iter().map(|it| it.succeeded).min()
+}
+
+fn cells(way: &Way, count: usize, crowds: &[Crowd]) -> Vec<Cell> {
+    let each = count as f64;
+    let cpu = |part: usize| sample(crowds, |it| it.cpu[part] * 1e3 / each);
+    // What is no launch has no manager.
+    let of_launch = |sample: Option<Sample>| sample.filter(|_| !way.is_bare());
+    vec![
+        sample(crowds, |it| it.seconds).into(),
+        format!("{} of {count}", worst(crowds).unwrap_or_default()).into(),
+        sample(crowds, |it| it.succeeded as f64 / it.seconds).into(),
+        cpu(0).into(),
+        of_launch(cpu(1)).into(),
+        cpu(2).into(),
+        of_launch(sample(crowds, |it| it.memory as f64 / each)).into(),
+    ]
+}
+
+/// Reports what was promised of so many launches at once.
+fn promise(report: &Report, way: &Way, count: usize, bare: &[Crowd], crowds: &[Crowd]) {
+    let seconds = |of: &[Crowd]| sample(of, |it| it.seconds).map(|it| it.median);
+    let ratio = seconds(bare).zip(seconds(crowds)).map(|(ssh, launch)| ssh / launch);
+    let name = way.name();
+    let what = format!("rate of {count} launches at once against `ssh host true`, {name}");
+    report.target(what, Goal::AtLeast(0.9), ratio, "×");
+    let share = worst(crowds).map(|it| it as f64 / count as f64);
+    let what = format!("success of {count} launches at once, {name}");
+    report.target(what, Goal::AtLeast(1.0), share, "×");
 }
 
 fn crowd(site: &Site<'_>, way: &Way, count: usize) -> Result<Crowd, Failure> {
