@@ -12,6 +12,7 @@ struct Times {
     way: Way,
     milliseconds: Vec<f64>,
     timings: Vec<Timings>,
+    failed: usize,
 }
 
 impl Times {
@@ -39,7 +40,7 @@ fn times(
     report: &Report,
 ) -> Result<Vec<Times>, Failure> {
     let site = Site::new(lab, distance)?;
-    let empty = |way: Way| Times { way, milliseconds: Vec::new(), timings: Vec::new() };
+    let empty = |way: Way| Times { way, milliseconds: Vec::new(), timings: Vec::new(), failed: 0 };
     let mut all: Vec<_> = lab.ways().into_iter().map(empty).collect();
     for round in 0..rounds {
         report.progress(&format!("{}: round {} of {rounds}", distance.name(), round + 1));
@@ -50,7 +51,10 @@ fn times(
                 continue;
             }
             let what = format!("{}, {}", times.way.name(), distance.name());
-            let Some(finished) = report.attempt(&what, site.timed(&times.way)) else { continue };
+            let Some(finished) = report.attempt(&what, site.timed(&times.way)) else {
+                times.failed += 1;
+                continue;
+            };
             times.milliseconds.push(finished.milliseconds());
             times.timings.extend(Timings::find(&finished.stdout));
         }
@@ -81,8 +85,7 @@ pub(crate) fn measure(lab: &Lab, arguments: &Arguments, report: &Report) -> Resu
     let mut table = report.table("launch", title, &columns);
     for (index, times) in here.iter().enumerate() {
         let sample = Sample::of(times.milliseconds.clone());
-        let failed = arguments.rounds - times.milliseconds.len();
-        let cells = vec![sample.into(), trips(index).into(), (failed as f64).into()];
+        let cells = vec![sample.into(), trips(index).into(), (times.failed as f64).into()];
         table.add(times.way.name(), cells);
     }
 
