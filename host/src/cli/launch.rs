@@ -27,7 +27,7 @@ use crate::wire::envelope::Response;
 use crate::wire::message::{ManagerExtension, ManagerRequest, ManagerResponse};
 
 /// What a destination without a scheme means.
-const DEFAULT_SCHEME: &str = "ssh";
+pub(super) const DEFAULT_SCHEME: &str = "ssh";
 
 /// Runs the command.
 ///

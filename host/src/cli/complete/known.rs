@@ -9,11 +9,10 @@ use distant_plugin_api::Manifest;
 use super::line::{last_segment, Place};
 use super::Candidate;
 use crate::cli::arguments::Arguments;
+use crate::cli::launch::DEFAULT_SCHEME;
 use crate::paths;
 use crate::plugin::{options, Listed, Origin, Registry, State};
 
-/// The scheme of a destination that names none.
-const DEFAULT_SCHEME: &str = "ssh";
 /// Files that are offered at once; nobody reads more.
 const FILES_MAX: usize = 500;
 
