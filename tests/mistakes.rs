@@ -457,3 +457,27 @@ fn what_is_typed_stays_hidden_after_the_program_was_stopped_and_went_on() {
     let (_, shown) = shell.finish();
     assert!(!shown.contains("hunter2"), "{shown}");
 }
+
+#[test]
+fn a_public_key_in_place_of_a_private_one_and_a_key_that_others_can_read_are_named() {
+    let home = Home::new();
+    let _manager = Manager::start(&home);
+    let sshd = Sshd::start(&home);
+    sshd.make_known(&home);
+    let launch = |backend: &str, key: &str| {
+        let options = format!("backend={backend},identity_files=\"{key}\"");
+        sshd.launch_as(&home, "root", &options).run().code(1)
+    };
+    let public = format!("{}.pub", sshd.identity());
+    for backend in ["ssh2", "libssh"] {
+        let refused = launch(backend, &public);
+        let said =
+            format!("key `{public}`: it is a public key, and no agent has the private one\n");
+        assert!(refused.stderr.contains(&said), "{}", refused.told());
+    }
+    fs::set_permissions(sshd.identity(), fs::Permissions::from_mode(0o644)).unwrap();
+    let refused = launch("openssh", &sshd.identity());
+    let said = "caused by: WARNING: UNPROTECTED PRIVATE KEY FILE!\n";
+    assert!(refused.stderr.contains(said), "{}", refused.told());
+    assert!(!refused.stderr.contains("caused by: @"), "{}", refused.told());
+}

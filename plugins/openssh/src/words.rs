@@ -110,8 +110,11 @@ impl Words {
         }
         let shown: String =
             line.trim().chars().filter(|c| !c.is_control()).take(COMPLAINT_MAX).collect();
+        // What `ssh` finds grave it puts into a box.
+        let is_boxed = shown.starts_with('@') && shown.ends_with('@');
+        let shown = if is_boxed { shown.trim_matches(['@', ' ']) } else { &shown };
         if !shown.is_empty() {
-            self.complaints.push(shown);
+            self.complaints.push(shown.to_owned());
             if self.complaints.len() > COMPLAINTS {
                 self.complaints.remove(0);
                 self.left_out += 1;

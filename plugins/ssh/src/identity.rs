@@ -117,6 +117,11 @@ impl Identity {
         matches!(self.material, Material::Locked(_))
     }
 
+    /// Whether it is a public key alone, and the private one is for an agent to have.
+    pub fn is_elsewhere(&self) -> bool {
+        matches!(self.material, Material::Elsewhere)
+    }
+
     /// The kind of the security key that holds the private key, if one does.
     pub fn hardware(&self) -> Option<&str> {
         match &self.material {

@@ -140,6 +140,14 @@ impl Login<'_> {
                             self.backend.name(),
                         ));
                     }
+                    if identity.is_elsewhere()
+                        && !self.agent.keys().iter().any(|key| is_of(key, &identity))
+                    {
+                        state.note(format!(
+                            "key `{}`: it is a public key, and no agent has the private one",
+                            path.display(),
+                        ));
+                    }
                     identities.push(identity);
                 }
                 Err(KeyError::Missing) if !self.settings.identities_chosen => {}
@@ -161,12 +169,7 @@ impl Login<'_> {
                 order.push(Candidate::File(index));
             }
         }
-        let of_files = |key: &&AgentKey| {
-            identities.iter().any(|identity| {
-                let certificate = identity.certificate.as_ref().map(|(_, bytes)| bytes);
-                Some(&key.public) == identity.public.as_ref() || Some(&key.public) == certificate
-            })
-        };
+        let of_files = |key: &&AgentKey| identities.iter().any(|identity| is_of(key, identity));
         let (first, rest): (Vec<_>, Vec<_>) = agent.iter().partition(of_files);
         let rest = rest.into_iter().filter(|_| !self.settings.identities_only);
         for key in first.into_iter().chain(rest) {
@@ -518,4 +521,10 @@ impl State {
 /// A server's text without what could play tricks on a terminal.
 fn printable(text: &str) -> String {
     text.chars().filter(|c| matches!(c, '\n' | '\t') || !c.is_control()).take(8192).collect()
+}
+
+/// Whether an agent's key is that of a file, or its certificate.
+fn is_of(key: &AgentKey, identity: &Identity) -> bool {
+    let certificate = identity.certificate.as_ref().map(|(_, bytes)| bytes);
+    Some(&key.public) == identity.public.as_ref() || Some(&key.public) == certificate
 }
