@@ -167,13 +167,17 @@ fn what_is_configured_for_hosts_that_run_no_command_is_undone() {
     let _manager = Manager::start(&home);
     let sshd = Sshd::start(&home);
     let more = "  ForkAfterAuthentication yes\n  StdinNull yes\n  SessionType none\n  \
-                RequestTTY force\n  RemoteCommand false\n  ExitOnForwardFailure yes\n";
+                RequestTTY force\n  RemoteCommand false\n  ExitOnForwardFailure yes\n  \
+                UpdateHostKeys yes\n";
     // What is to be forwarded may be so already, for the person's other connections.
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let forward = format!("  LocalForward {} 127.0.0.1:9\n", taken.local_addr().unwrap());
     home.write(".ssh/config", block(&home, "box", &sshd) + more + &forward);
+    let known = fs::read_to_string(home.path(".ssh/known_hosts")).unwrap();
     launch(&home, "ssh://box", "").run().id();
     assert_eq!(home.ours(["spawn", "--", "echo", "hi"]).run().success().stdout, "hi\n");
+    // What the server calls its other keys is not looked into, nor kept.
+    assert_eq!(fs::read_to_string(home.path(".ssh/known_hosts")).unwrap(), known);
 }
 
 #[test]

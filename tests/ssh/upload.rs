@@ -1,8 +1,9 @@
 //! A machine without a server program: one is brought there.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -55,6 +56,9 @@ each_backend! {
         let _manager = Manager::start(&home);
         let sshd = Sshd::with(&home, "MaxSessions 1\nPermitTTY no");
         let released = peer().display().to_string();
+        // One that is there already may be open to others.
+        fs::create_dir_all(folder(&sshd)).unwrap();
+        fs::set_permissions(folder(&sshd), Permissions::from_mode(0o755)).unwrap();
         let mut seen = Vec::new();
         for is_first in [true, false] {
             let launch = launch(&home, &sshd, backend, sshd.address, &released).arg("--format=json");
@@ -85,7 +89,10 @@ each_backend! {
         // One for each launch, whether it has brought something or not.
         assert_eq!((sshd.connections(), sshd.log().matches("Accepted publickey").count()), (2, 2));
         assert_eq!((seen[0].len(), &seen[0]), (1, &seen[1]));
-        let there = fs::read(folder(&sshd).join(&seen[0][0])).unwrap();
+        let program = folder(&sshd).join(&seen[0][0]);
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        assert_eq!((mode(&folder(&sshd)), mode(&program)), (0o700, 0o700));
+        let there = fs::read(program).unwrap();
         assert!(there == fs::read(peer()).unwrap());
         let key = "distant://";
         assert!(home.processes().iter().all(|it| !it.command.contains(key)));
