@@ -173,7 +173,7 @@ fn an_address_with_a_zone_is_reached_and_one_that_is_closed_is_in_brackets() {
            launch 'ssh://root@[fe80::1%lo]' tunnel=never,backend=$backend && {distant} spawn -- echo hi\n\
          done\n\
          launch 'ssh://root@[fe80::1%25lo]:1' tunnel=never\n\
-         server=$({distant} server listen --daemon --host :: --shutdown lonely=1 | grep -o 'distant://.*')\n\
+         server=$({distant} server listen --daemon --host :: --shutdown lonely=5 | grep -o 'distant://.*')\n\
          {distant} connect \"$(echo \"$server\" | sed 's/@.*]/@[fe80::1%lo]/')\"\n\
          {released} manager list; {distant} manager stop; kill $sshd; wait",
         config.display()

@@ -169,7 +169,7 @@ fn only_authenticated_clients_keep_a_server_from_being_lonely() {
 #[test]
 fn after_ends_a_server_whoever_is_there() {
     let home = Home::new();
-    let server = Server::listen(home.ours(LISTEN).arg("--shutdown").arg("after=1"));
+    let server = Server::listen(home.ours(LISTEN).arg("--shutdown").arg("after=2"));
     let _client = Client::of(&server);
     server.process.finish().success();
 }
