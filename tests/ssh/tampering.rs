@@ -16,6 +16,9 @@ use crate::support::{programs, report, Home, Manager, Sshd};
 /// The message after which all of a direction is encrypted.
 const NEWKEYS: u8 = 21;
 
+/// How long the server may take for what it says unasked after that message.
+const UNASKED: Duration = Duration::from_secs(5);
+
 /// What went by, counted from the server's first encrypted byte.
 #[derive(Default)]
 struct Seen {
@@ -77,7 +80,7 @@ fn server(mut from: TcpStream, mut to: TcpStream, seen: &Mutex<Seen>) {
     let mut clear = Vec::new();
     let mut is_encrypted = false;
     let mut buffer = [0; 65536];
-    while let Ok(length @ 1..) = from.read(&mut buffer) {
+    while let Ok(mut length @ 1..) = from.read(&mut buffer) {
         let mut start = 0;
         if !is_encrypted {
             let before = clear.len();
@@ -85,6 +88,13 @@ fn server(mut from: TcpStream, mut to: TcpStream, seen: &Mutex<Seen>) {
             if let Some(end) = end_of_clear(&clear) {
                 is_encrypted = true;
                 start = end - before;
+                // What the server then says unasked goes on together with it: else it would depend on
+                // the moment whether the client says its next word before or after that.
+                if start == length {
+                    from.set_read_timeout(Some(UNASKED)).unwrap();
+                    length += from.read(&mut buffer[length..]).unwrap_or(0);
+                    from.set_read_timeout(None).unwrap();
+                }
             }
         }
         if is_encrypted {
