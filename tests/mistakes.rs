@@ -387,7 +387,7 @@ fn a_program_is_told_in_json_what_is_wrong_with_its_command_line_and_with_its_an
     let long = "x".repeat(2 << 20);
     let answer = format!(r#"{{"type":"auth_challenge_response","answers":["{long}"]}}"#);
     let error = last_line(&connect.input(format!("{HELLO}\n{answer}\n")).run().code(1));
-    assert_eq!(error["msg"], "an answer on standard input has more than 65536 bytes");
+    assert_eq!(error["msg"], "`answers` on standard input have more than 524288 bytes");
 }
 
 #[test]

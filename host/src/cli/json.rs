@@ -12,8 +12,8 @@ use zeroize::Zeroizing;
 /// Most bytes of one value. A file travels as an array of numbers, four bytes each.
 const VALUE_MAX: usize = 128 * 1024 * 1024;
 
-/// Most bytes of an answer.
-pub(super) const ANSWER_MAX: usize = 64 * 1024;
+/// Most bytes of an answer that is a line.
+const ANSWER_MAX: usize = 64 * 1024;
 
 /// What came of reading a line.
 enum Line {

@@ -12,10 +12,14 @@ use distant_plugin_api::LaunchError;
 use rustix::fs::FileType;
 
 use super::arguments::Format;
-use super::json::{JsonInput, ANSWER_MAX};
+use super::json::JsonInput;
 use super::terminal::{sanitise, Terminal};
 use super::tty::Tty;
 use crate::wire::message::{Authentication, AuthenticationQuestion, AuthenticationResponse};
+
+/// Most bytes of the answers to one message. They have to fit into one of a plugin's, with what quoting
+/// adds to them.
+const ANSWERS_MAX: usize = distant_plugin_api::message::MESSAGE_MAX / 2;
 
 /// Answers questions.
 pub(crate) struct Person<'a> {
@@ -157,9 +161,10 @@ impl<'a> Person<'a> {
             }
             // Its way to the plugin takes no more, and would end the launch without a reason.
             (_, AuthenticationResponse::Challenge { answers })
-                if answers.iter().any(|answer| answer.expose().len() > ANSWER_MAX) =>
+                if answers.iter().map(|it| it.expose().len()).sum::<usize>() > ANSWERS_MAX =>
             {
-                let wrong = format!("an answer on standard input has more than {ANSWER_MAX} bytes");
+                let wrong =
+                    format!("`answers` on standard input have more than {ANSWERS_MAX} bytes");
                 Err(LaunchError::new(ErrorKind::Other, wrong))
             }
             (
