@@ -166,7 +166,7 @@ fn the_benchmark_works_and_leaves_nothing() {
     let home = Home::new();
     let out = home.path("out");
     let bench = Bench::smallest(&home, &out, &[]);
-    bench.told_on_stderr("over a line of");
+    bench.told_on_stderr("over a line of", LIMIT);
     let traces = Traces::of(&bench);
     assert!(traces.is_at_work(), "{}", bench.told());
     let finished = bench.finish().success();
@@ -231,7 +231,7 @@ fn an_interrupted_benchmark_ends_all_it_started_and_writes_what_it_has() {
         let home = Home::new();
         let out = home.path("out");
         let bench = Bench::with(&home, &out, &[&["--parts", part], size].concat());
-        bench.told_on_stderr(middle);
+        bench.told_on_stderr(middle, LIMIT);
         let traces = eventually("a benchmark at work", || {
             Some(Traces::of(&bench)).filter(Traces::is_at_work)
         });
@@ -301,7 +301,7 @@ fn an_ordinary_user_measures_through_a_proxy_and_the_report_says_so() {
     let bench = bench.env("HOME", &user.home).env("TMPDIR", "/tmp");
     let bench = bench.args(&["--smallest", "--no-build", "--parts", "launch,verdict"]);
     let bench = Bench::start(bench.arg("--peer").arg(released).arg("--out").arg(&out));
-    bench.told_on_stderr("over a line of");
+    bench.told_on_stderr("over a line of", LIMIT);
     let traces = Traces::of(&bench);
     let finished = bench.finish().success();
     traces.assert_gone();

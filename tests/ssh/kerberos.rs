@@ -72,7 +72,9 @@ impl<'a> Realm<'a> {
         let name = format!("FILE:{}", self.home.path("realm/ticket").display());
         let keytab = self.home.path("realm/root.keytab").display().to_string();
         let get = self.home.program("kinit", ["-k", "-t", &keytab, "root"]);
-        in_realm(self.home, get).env("KRB5CCNAME", &name).run().success();
+        let get = in_realm(self.home, get).env("KRB5CCNAME", &name);
+        // Should it fail, it says what it has tried.
+        get.env("KRB5_TRACE", "/dev/stderr").run().success();
         name
     }
 }

@@ -248,9 +248,9 @@ impl Running {
 
     /// Waits until it has said this on its stderr, from where the last call stopped.
     #[track_caller]
-    pub(crate) fn told_on_stderr(&self, text: &str) {
-        let found = self.stderr.until(text, Instant::now() + PATIENCE);
-        assert!(found.is_some(), "waited {PATIENCE:?} for `{text}` from {}", self.told());
+    pub(crate) fn told_on_stderr(&self, text: &str, limit: Duration) {
+        let found = self.stderr.until(text, Instant::now() + limit);
+        assert!(found.is_some(), "waited {limit:?} for `{text}` from {}", self.told());
     }
 
     /// The next line on its stdout as JSON.
