@@ -156,6 +156,9 @@ impl Drop for Containers<'_> {
         if let Some(daemon) = self.daemon.take() {
             daemon.signal(Signal::TERM);
             is_clean &= daemon.ends_within(PATIENCE);
+            // It leaves the network of its machine mounted, and the home could not be removed.
+            let network = self.home.path("engine/run/netns/default").display().to_string();
+            self.home.program("umount", ["--lazy", &network]).run();
         }
         assert!(is_clean || std::thread::panicking(), "{}", removed.told());
     }
