@@ -44,8 +44,10 @@ class Session(paramiko.ServerInterface):
 def run(channel, command):
     connection = channel.get_transport().sock
     ends = (*connection.getpeername(), *connection.getsockname())
+    # In a session of its own, as sshd has it: a server that nobody keeps is ended with all of its group.
     process = subprocess.Popen(
         [b"sh", b"-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        start_new_session=True,
         env=os.environ | {"SSH_CONNECTION": " ".join(map(str, ends))},
     )
     def feed():
