@@ -7,7 +7,10 @@ use tokio::sync::watch;
 use super::*;
 use crate::wire::client::ConnectError;
 use crate::wire::frame::{Codec, CompressionType, EncryptionType};
-use crate::wire::handshake::{version, Choice, Exchange, ExchangeHalf, Offer};
+use crate::wire::handshake::{
+    version, Choice, Connect, Counters, Exchange, ExchangeHalf, Offer, METHOD_PROOF,
+};
+use crate::wire::message::{Authentication, AuthenticationResponse};
 use crate::wire::stream::{Reading, Writing};
 
 const LIMIT: usize = 1024 * 1024;
@@ -135,4 +138,73 @@ async fn a_machine_that_comes_into_the_middle_later_cannot_take_the_connection_u
     proxy.target.send_replace(server.address);
     assert_eq!(echo(&client, "only for the server").await, "only for the server");
     assert!(middle.has_read(b"Reconnect") && !middle.has_read(b"only for the server"));
+}
+
+/// Takes somebody for a client who wants to prove the key, and answers with a proof of its own.
+async fn answer_with(listener: TcpListener, proof: impl Fn(&str) -> String) {
+    let (socket, _) = listener.accept().await.unwrap();
+    let mut stream = greet_as_server(socket).await;
+    let _: Connect = stream.expect_message().await.unwrap();
+    let _: AuthenticationResponse = stream.expect_message().await.unwrap();
+    let AuthenticationResponse::Challenge { answers } = stream.expect_message().await.unwrap()
+    else {
+        panic!("no proof")
+    };
+    let text = proof(answers[0].expose());
+    stream.writing.put_message(&1_u32);
+    for message in [
+        Authentication::Initialization { methods: vec![METHOD_PROOF.to_owned()] },
+        Authentication::StartMethod { method: METHOD_PROOF.to_owned() },
+        Authentication::Info { text },
+        Authentication::Finished,
+    ] {
+        stream.writing.put_message(&message);
+    }
+    stream.writing.put_message(&Exchange::new().half());
+    // The client may have gone away by then.
+    let _ = stream.writing.flush().await;
+    while let Ok(Some(_)) = stream.reading.next().await {}
+}
+
+#[tokio::test]
+async fn a_machine_in_the_place_of_the_server_does_not_pass_for_it() {
+    let proofs: [fn(&str) -> String; 4] =
+        [|_| String::new(), |_| "no proof".to_owned(), |_| "00".repeat(32), str::to_owned];
+    for proof in proofs {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(answer_with(listener, proof));
+        let connected = within(Client::connect_tcp(&[address], self::proof())).await;
+        let error = connected.map(|_| "it is connected").unwrap_err();
+        assert!(matches!(error, ConnectError::Rejected { .. }), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_machine_in_the_place_of_the_server_does_not_take_a_connection_up() {
+    let mut server = Served::tcp().await;
+    let proxy = Proxy::start(server.address).await;
+    let client = Client::connect_tcp(&[proxy.address], proof()).await.unwrap();
+    server.until(Event::Handled).await;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    proxy.target.send_replace(listener.local_addr().unwrap());
+    proxy.cut();
+    let (socket, _) = within(listener.accept()).await.unwrap();
+    let mut stream = greet_as_server(socket).await;
+    let Connect::Reconnect { .. } = within(stream.expect_message()).await.unwrap() else {
+        panic!("it is a new one")
+    };
+    let _: ExchangeHalf = within(stream.expect_message()).await.unwrap();
+    let (sent, received, _): Counters = within(stream.expect_message()).await.unwrap();
+    // What a server says then: its proof, its half, and how far it is.
+    stream.writing.put(&[0; 32]);
+    stream.writing.put_message(&Exchange::new().half());
+    stream.writing.put_message::<Counters>(&(received, sent, 0));
+    stream.writing.flush().await.unwrap();
+    proxy.target.send_replace(server.address);
+    // It is not told anything, and the server is, once it can be reached again.
+    let request = echo(&client, "only for the server");
+    let (reply, heard) = tokio::join!(request, within(stream.reading.next()));
+    assert!(matches!(heard, Ok(None) | Err(_)), "{heard:?}");
+    assert_eq!(reply, "only for the server");
 }
