@@ -3,6 +3,7 @@
 //! The moments are spread over the time that a launch takes and a little more, so they fall before,
 //! between and after everything that it does.
 
+use std::fs;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -299,4 +300,26 @@ fn a_0_20_server_of_a_shell_ends_with_the_group_of_its_worker() {
     assert_ends(&server);
     launch(&home, None).run().id();
     home.ours(["manager", "stop"]).run().success();
+}
+
+#[test]
+fn a_manager_that_nobody_can_find_any_more_ends_with_its_last_client_and_takes_its_servers_along() {
+    let home = Home::new();
+    let manager = Manager::start(&home);
+    launch(&home, None).run().id();
+    let mut cat = home.ours(["spawn", "--", "cat"]).start();
+    cat.say("one");
+    assert_eq!(cat.line(), "one");
+    // As at the end of a session, in which somebody still works.
+    fs::remove_dir_all(home.socket().parent().unwrap()).unwrap();
+    manager.said("the socket is gone");
+    cat.say("two");
+    assert_eq!(cat.line(), "two");
+    cat.finish().success();
+    manager.finish().success();
+
+    let manager = Manager::start(&home);
+    launch(&home, None).run().id();
+    fs::remove_file(home.socket()).unwrap();
+    manager.finish().success();
 }

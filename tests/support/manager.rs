@@ -108,6 +108,13 @@ impl Manager {
         assert!(gone.is_some(), "still there after {TIME_TO_END:?}: {:#?}", rest());
     }
 
+    /// Waits until it has said this in its log.
+    #[track_caller]
+    pub(crate) fn said(&self, text: &str) {
+        let log = || std::fs::read_to_string(&self.log).unwrap_or_default();
+        eventually("a line of the manager's log", || log().contains(text).then_some(()));
+    }
+
     /// Sends it a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         self.process().signal(signal);

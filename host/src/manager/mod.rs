@@ -243,7 +243,8 @@ impl ManagerError {
     }
 }
 
-/// Runs a manager until it is told to stop: by SIGTERM, SIGINT, SIGHUP or a client.
+/// Runs a manager until it is told to stop: by SIGTERM, SIGINT, SIGHUP or a client; or until its socket
+/// is gone and its last client too.
 ///
 /// `ready` is called once clients can connect. When this returns, the servers that were launched
 /// are ended, no worker is left and the socket is removed.
@@ -273,6 +274,7 @@ pub async fn run(settings: Settings, ready: impl FnOnce()) -> Result<(), Manager
     tokio::select! {
         () = signals.any() => tracing::info!("a signal ends the manager"),
         () = manager.stop_wanted() => tracing::info!("a client ends the manager"),
+        () = abandoned(&socket, &manager) => {}
     }
     // Whoever comes now finds nobody, and may start another one, which waits for this one's lock.
     socket.remove();
@@ -284,6 +286,14 @@ pub async fn run(settings: Settings, ready: impl FnOnce()) -> Result<(), Manager
     shutdown.cancel();
     drop(serving.await);
     Ok(())
+}
+
+/// Waits until the socket is gone, and then until nobody is connected any more: nobody will come, so
+/// the manager and its servers would stay for ever.
+async fn abandoned(socket: &Socket, manager: &Manager) {
+    socket.gone().await;
+    tracing::warn!("the socket is gone: the manager ends with its last client");
+    manager.clients_gone().await;
 }
 
 /// The signals that end a manager.

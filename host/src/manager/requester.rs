@@ -3,7 +3,7 @@
 //! Everything that such a request says to its client goes through here, so that what only our own
 //! clients understand reaches nobody else, and a client that went away stops being asked.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use distant_plugin_api::message::{
@@ -12,6 +12,7 @@ use distant_plugin_api::message::{
 use distant_plugin_api::LaunchError;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::questions::{Expected, Given};
 use super::service::Manager;
@@ -29,6 +30,8 @@ pub(super) struct Session {
     pub(super) connection: u32,
     /// The user that the client runs as.
     pub(super) uid: u32,
+    /// Counts this client among those that are connected, until it has gone.
+    pub(super) present: Mutex<Option<TaskTrackerToken>>,
     /// Fires when the client has gone.
     pub(super) gone: CancellationToken,
     /// Launches and connects that may still be asked for.

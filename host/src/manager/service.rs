@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -50,6 +50,8 @@ pub(super) struct Manager {
     pub(super) ending: CancellationToken,
     stop_wanted: CancellationToken,
     stopped: CancellationToken,
+    /// Clients that are connected.
+    clients: TaskTracker,
     /// Clients that wait to hear that the manager has ended.
     waiting: TaskTracker,
     pub(super) launches: TaskTracker,
@@ -70,6 +72,7 @@ impl Manager {
             ending: CancellationToken::new(),
             stop_wanted: CancellationToken::new(),
             stopped: CancellationToken::new(),
+            clients: TaskTracker::new(),
             waiting: TaskTracker::new(),
             launches: TaskTracker::new(),
             limits,
@@ -79,6 +82,12 @@ impl Manager {
     /// Waits until a client wants the manager to end.
     pub(super) async fn stop_wanted(&self) {
         self.stop_wanted.cancelled().await;
+    }
+
+    /// Waits until no client is connected.
+    pub(super) async fn clients_gone(&self) {
+        self.clients.close();
+        self.clients.wait().await;
     }
 
     /// Ends all launches, and all servers that they started, within the limit for that.
@@ -268,6 +277,7 @@ impl Service for Requests {
         Session {
             connection,
             uid,
+            present: Mutex::new(Some(self.0.clients.token())),
             gone: CancellationToken::new(),
             pending: Arc::new(Semaphore::new(limits.pending)),
             channels: Arc::new(Semaphore::new(limits.channels)),
@@ -277,6 +287,7 @@ impl Service for Requests {
 
     fn closed(&self, session: &Session) {
         session.gone.cancel();
+        drop(session.present.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     async fn handle(&self, session: Arc<Session>, request: Request, reply: Reply) {

@@ -80,6 +80,24 @@ impl Socket {
         Ok((socket, Guarded { listener, only }))
     }
 
+    /// Waits until somebody else has removed the socket or taken its name, as whoever ends a session
+    /// does who clears `/run/user` away: nobody finds this manager any more then.
+    pub(super) async fn gone(&self) {
+        // Before the first look, so that nothing is missed between that and the wait. While it is listened
+        // on, the file itself lives on without a name, so the loss of that is all there is to see.
+        let what = inotify::WatchFlags::ATTRIB | inotify::WatchFlags::MOVE_SELF;
+        let changes = Changes::of(&self.path, what);
+        loop {
+            match (inode(&self.path), &changes) {
+                (Ok(inode), _) if inode != self.made => return,
+                (Err(error), _) if error.kind() == io::ErrorKind::NotFound => return,
+                (_, Ok(changes)) if changes.next().await.is_ok() => {}
+                // Too many watches on this machine.
+                _ => std::future::pending().await,
+            }
+        }
+    }
+
     /// Removes the socket, so that nobody finds it any more; its name stays locked.
     pub(super) fn remove(&self) {
         if inode(&self.path).is_ok_and(|inode| inode == self.made) {
@@ -205,7 +223,7 @@ fn answers(path: &Path) -> Result<bool, Errno> {
 /// Waits until somebody listens on a socket.
 async fn answering(path: &Path) {
     // Before the first look, so that nothing is missed between that and the wait.
-    let changes = Changes::of(path.parent().unwrap_or(path));
+    let changes = Changes::of(path.parent().unwrap_or(path), inotify::WatchFlags::MOVED_TO);
     while !answers(path).unwrap_or(false) {
         match &changes {
             Ok(changes) if changes.next().await.is_ok() => {}
@@ -215,13 +233,13 @@ async fn answering(path: &Path) {
     }
 }
 
-/// What comes and goes in a folder.
+/// What happens to a file or in a folder.
 struct Changes(AsyncFd<OwnedFd>);
 
 impl Changes {
-    fn of(folder: &Path) -> io::Result<Self> {
+    fn of(path: &Path, what: inotify::WatchFlags) -> io::Result<Self> {
         let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-        inotify::add_watch(&watch, folder, inotify::WatchFlags::MOVED_TO)?;
+        inotify::add_watch(&watch, path, what)?;
         #[allow(
             deprecated,
             reason = "unsound only with what may close its descriptor, unlike `OwnedFd`"
@@ -229,7 +247,7 @@ impl Changes {
         AsyncFd::with_interest(watch, Interest::READABLE).map(Self)
     }
 
-    /// Waits until something has been given its name there.
+    /// Waits until it has happened.
     async fn next(&self) -> io::Result<()> {
         let mut events = [0; 4096];
         loop {
