@@ -1,5 +1,7 @@
 //! How a launch logs in.
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{chown, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 
@@ -47,6 +49,69 @@ each_backend! {
         let causes = end["causes"].to_string();
         assert!(causes.contains(&format!("key `{}`: not accepted", key.display())), "{causes}");
         assert!(causes.contains("the server takes publickey"), "{causes}");
+    }
+
+    fn a_key_that_others_can_read_is_left_out_and_named(backend: &str) {
+        let home = Home::new();
+        let _manager = Manager::start(&home);
+        let sshd = Sshd::with(&home, "PasswordAuthentication no\nKbdInteractiveAuthentication no");
+        sshd.make_known(&home);
+        let exposed = sshd.identity();
+        let mode = |mode| fs::set_permissions(&exposed, Permissions::from_mode(mode)).unwrap();
+        let launch = |files: &str| {
+            let options = format!("backend={backend},identity_files=\"{files}\"");
+            sshd.launch_as(&home, "root", &options)
+        };
+        let said = |mode: u32| match backend {
+            "openssh" => "WARNING: UNPROTECTED PRIVATE KEY FILE!".to_owned(),
+            _ => {
+                format!("key `{exposed}`: it is left out, as others have access to it (mode {mode:04o})")
+            }
+        };
+        let mend = format!("`chmod 600 {exposed}` makes the key yours alone\n");
+        for open in [0o640, 0o602, 0o601] {
+            mode(open);
+            let refused = launch(&exposed).run().code(1);
+            let cause = format!("caused by: {}\n", said(open));
+            assert!(refused.stderr.contains(&cause), "{}", refused.told());
+            if backend != "openssh" {
+                let notice = format!("{}; {mend}", said(open));
+                assert_eq!(refused.stderr.matches(&notice).count(), 1, "{}", refused.told());
+                assert!(refused.stderr.contains(&format!("hint: {mend}")), "{}", refused.told());
+            }
+        }
+        assert!(!sshd.log().contains("Accepted publickey"), "{}", sshd.log());
+
+        mode(0o640);
+        let other = home.path("other");
+        keygen(&other, &["-N", "", "-t", "ed25519"]);
+        sshd.authorize(&other.with_extension("pub"));
+        let both = format!("{exposed},{}", other.display());
+        let launched = launch(&both).run();
+        assert_eq!(launched.stderr.matches(&said(0o640)).count(), 1, "{}", launched.told());
+        launched.id();
+        let in_json = launch(&both).in_json();
+        let told = in_json.json();
+        assert_eq!(told["type"], "auth_info", "{told}");
+        assert!(told["text"].as_str().unwrap().contains(&said(0o640)), "{told}");
+        assert_eq!(in_json.answer()["type"], "launched");
+        in_json.finish().success();
+
+        // What is in an agent is read by nobody from there, and the file still says which key.
+        let agent = Agent::start(&home);
+        mode(0o600);
+        agent.add(Path::new(&exposed));
+        mode(0o640);
+        let options = format!("backend={backend},identities_only=true,identity_files=\"{exposed}\"");
+        let launched = sshd.launch_as(&home, "root", &options).env("SSH_AUTH_SOCK", &agent.socket);
+        let launched = launched.run();
+        assert!(!launched.stderr.contains(&said(0o640)), "{}", launched.told());
+        launched.id();
+        // Somebody else's file is theirs to protect.
+        chown(&exposed, Some(65534), None).unwrap();
+        let launched = launch(&exposed).run();
+        assert!(!launched.stderr.contains(&said(0o640)), "{}", launched.told());
+        launched.id();
     }
 
     fn a_password_is_asked_for_three_times_at_most(backend: &str) {
@@ -223,6 +288,42 @@ each_backend! {
         let socket = home.path("mute");
         let _mute = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         sshd.launch(&home, backend, "").env("SSH_AUTH_SOCK", &socket).run().id();
+    }
+}
+
+#[test]
+fn a_usual_key_that_others_can_read_is_named_once_and_only_where_it_matters() {
+    let home = Home::new();
+    let _manager = Manager::start(&home);
+    let sshd = Sshd::with(&home, "PasswordAuthentication no\nKbdInteractiveAuthentication no");
+    sshd.make_known(&home);
+    let usual = home.path(".ssh/id_ed25519");
+    keygen(&usual, &["-N", "", "-t", "ed25519"]);
+    fs::set_permissions(&usual, Permissions::from_mode(0o644)).unwrap();
+    let agent = Agent::start(&home);
+    agent.add(Path::new(&sshd.identity()));
+    let said = format!("key `{}`: it is left out", usual.display());
+    for backend in ["ssh2", "libssh"] {
+        let launch = || sshd.launch_as(&home, "root", &format!("backend={backend}"));
+        let launched = launch().env("SSH_AUTH_SOCK", &agent.socket).run();
+        assert!(!launched.stderr.contains(&said), "{}", launched.told());
+        launched.id();
+        let refused = launch().run().code(1);
+        // In the notice, and as a cause.
+        assert_eq!(refused.stderr.matches(&said).count(), 2, "{}", refused.told());
+
+        let (ip, port) = (sshd.address.ip(), sshd.address.port());
+        let files =
+            format!("  IdentityFile {}\n  IdentityFile {}\n", usual.display(), sshd.identity());
+        let all = format!("Host *\n  User root\n  HostName {ip}\n  Port {port}\n{files}");
+        home.write(".ssh/config", format!("Host end\n  ProxyJump jump\n{all}"));
+        let distant = programs().distant.display().to_string();
+        let options = format!("backend={backend}");
+        let words = ["launch", "ssh://end", "--distant", &distant, "--options", &options];
+        let launched = home.ours(words).run();
+        assert_eq!(launched.stderr.matches(&said).count(), 1, "{}", launched.told());
+        launched.id();
+        fs::remove_file(home.path(".ssh/config")).unwrap();
     }
 }
 

@@ -20,6 +20,16 @@ use crate::guard::system;
 /// As the system says; `InvalidInput` if it is no regular file, `FileTooLarge` if it has more than
 /// `most` bytes.
 pub(crate) fn read(path: &Path, most: u64) -> Result<Zeroizing<Vec<u8>>> {
+    read_judged(path, most).map(|(bytes, _)| bytes)
+}
+
+/// Reads a whole file, and gives its permissions as well if it belongs to whoever runs this and
+/// anybody else has any. They are those of what was read, whatever its name has come to mean since.
+///
+/// # Errors
+///
+/// As [`read`].
+pub(crate) fn read_judged(path: &Path, most: u64) -> Result<(Zeroizing<Vec<u8>>, Option<u32>)> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
     let about = rustix::fs::fstat(&file)?;
@@ -34,7 +44,9 @@ pub(crate) fn read(path: &Path, most: u64) -> Result<Zeroizing<Vec<u8>>> {
         let message = format!("it has more than {most} bytes");
         return Err(Error::new(ErrorKind::FileTooLarge, message));
     }
-    Ok(bytes)
+    let mode = about.st_mode & 0o7777;
+    let is_ours = about.st_uid == rustix::process::getuid().as_raw();
+    Ok((bytes, (is_ours && mode & 0o077 != 0).then_some(mode)))
 }
 
 /// Reads a whole file as text, with a sign for what is none.

@@ -14,6 +14,7 @@ use crate::busy::Busy;
 use crate::child::Proxy;
 use crate::config::{Person, Settings, UnknownHost};
 use crate::dial::dial;
+use crate::exposed::Told;
 use crate::guard::{system, Guard};
 use crate::known_hosts::{self, KnownHosts, Verdict};
 use crate::login::Login;
@@ -60,6 +61,8 @@ pub struct Opening<'a> {
     pub password: Option<&'a Secret>,
     /// Whether a command is run there, as at the end of the way.
     pub runs_command: bool,
+    /// What the person was told already, on the way here.
+    pub told: &'a Told,
 }
 
 impl Opening<'_> {
@@ -173,8 +176,8 @@ impl Opening<'_> {
         self.caller.stage(Stage::Authenticate)?;
         guard.limit(LOGIN_LIMIT);
         let (backend, caller, password) = (self.backend, self.caller, self.password);
-        let settings = self.settings;
-        Login { backend, settings, agent, caller, guard, password }.run(session)
+        let (settings, told) = (self.settings, self.told);
+        Login { backend, settings, agent, caller, guard, password, told }.run(session)
     }
 
     fn failed(&self, failure: &Failure, guard: &Guard) -> LaunchError {

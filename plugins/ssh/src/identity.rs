@@ -37,6 +37,8 @@ pub struct Identity {
 enum Material {
     Clear(Box<PrivateKey>),
     Locked(Zeroizing<String>),
+    /// The file is open to others by this mode, and `ssh` would leave it out too.
+    Exposed(u32),
     /// The file is a public key, and the private one is elsewhere: in an agent.
     Elsewhere,
     /// The private key is in a security key of this kind, and the file is its handle.
@@ -67,7 +69,7 @@ impl Identity {
     ///
     /// [`KeyError`]; never `WrongPassphrase`.
     pub fn load(path: &Path) -> Result<Self, KeyError> {
-        let text = read(path)?;
+        let (text, exposed) = read(path)?;
         let beside = |ending: &str| {
             let mut name = path.as_os_str().to_owned();
             name.push(ending);
@@ -89,6 +91,10 @@ impl Identity {
             let public = key.public_key().to_bytes().ok();
             (Material::Clear(Box::new(key)), public)
         };
+        let material = match (material, exposed) {
+            (Material::Clear(_) | Material::Locked(_), Some(mode)) => Material::Exposed(mode),
+            (material, _) => material,
+        };
         let mut identity = Self { path: path.to_owned(), public, certificate: None, material };
         if let Some(text) = beside("-cert.pub") {
             identity.certify(&text);
@@ -108,7 +114,7 @@ impl Identity {
     pub fn clear(&self) -> Option<&PrivateKey> {
         match &self.material {
             Material::Clear(key) => Some(key),
-            Material::Locked(_) | Material::Elsewhere | Material::Hardware(_) => None,
+            _ => None,
         }
     }
 
@@ -122,11 +128,19 @@ impl Identity {
         matches!(self.material, Material::Elsewhere)
     }
 
+    /// The file's mode, if others have access to it: only an agent may use this key.
+    pub fn exposed(&self) -> Option<u32> {
+        match self.material {
+            Material::Exposed(mode) => Some(mode),
+            _ => None,
+        }
+    }
+
     /// The kind of the security key that holds the private key, if one does.
     pub fn hardware(&self) -> Option<&str> {
         match &self.material {
             Material::Hardware(kind) => Some(kind),
-            Material::Clear(_) | Material::Locked(_) | Material::Elsewhere => None,
+            _ => None,
         }
     }
 
@@ -140,6 +154,7 @@ impl Identity {
             Material::Clear(key) => Ok((**key).clone()),
             Material::Locked(text) => parse(text, Some(passphrase)),
             Material::Elsewhere => Err(KeyError::Unknown("it is a public one".into())),
+            Material::Exposed(_) => Err(KeyError::Unknown("others have access to it".into())),
             Material::Hardware(kind) => Err(KeyError::Unknown(kind.clone())),
         }
     }
@@ -150,13 +165,14 @@ pub fn to_text(key: &PrivateKey) -> Option<Secret> {
     key.to_openssh(LineEnding::LF).ok().map(|text| Secret::new(text.as_str()))
 }
 
-fn read(path: &Path) -> Result<Zeroizing<String>, KeyError> {
-    let bytes = files::read(path, FILE_MAX).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => KeyError::Missing,
-        _ => KeyError::Unreadable(error.to_string()),
-    })?;
+fn read(path: &Path) -> Result<(Zeroizing<String>, Option<u32>), KeyError> {
+    let (bytes, exposed) =
+        files::read_judged(path, FILE_MAX).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => KeyError::Missing,
+            _ => KeyError::Unreadable(error.to_string()),
+        })?;
     match std::str::from_utf8(&bytes) {
-        Ok(text) => Ok(Zeroizing::new(text.to_owned())),
+        Ok(text) => Ok((Zeroizing::new(text.to_owned()), exposed)),
         Err(_) => Err(KeyError::Unknown("it is no text".into())),
     }
 }
@@ -569,6 +585,34 @@ mod tests {
                     assert_eq!(error, KeyError::WrongPassphrase, "{cipher}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_key_open_to_others_gives_its_public_half_alone() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let folder = tempfile::tempdir().unwrap();
+        for (name, passphrase) in [("clear", ""), ("locked", "sesame")] {
+            let path = folder.path().join(name);
+            let mut keygen = Command::new("ssh-keygen");
+            keygen.args(["-q", "-t", "ed25519", "-N", passphrase, "-f"]).arg(&path);
+            assert!(keygen.status().unwrap().success());
+            let load = |path: &Path, mode| {
+                fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+                Identity::load(path).unwrap()
+            };
+            let whole = load(&path, 0o700);
+            assert_eq!(whole.exposed(), None);
+            assert!(whole.clear().is_some() != whole.is_locked());
+            for mode in [0o640, 0o620, 0o610, 0o604, 0o602, 0o601] {
+                let identity = load(&path, mode);
+                assert_eq!((identity.exposed(), &identity.public), (Some(mode), &whole.public));
+                assert!(identity.clear().is_none() && !identity.is_locked());
+                assert!(identity.unlock(&Secret::new(passphrase)).is_err());
+            }
+            let public = load(&path.with_extension("pub"), 0o666);
+            assert!(public.exposed().is_none() && public.is_elsewhere());
         }
     }
 

@@ -11,6 +11,7 @@ pub mod certificate;
 pub mod child;
 pub mod config;
 pub mod dial;
+mod exposed;
 mod files;
 pub mod guard;
 pub mod hop;
@@ -106,13 +107,23 @@ pub fn launch(
     way.push(settings);
     way.iter().try_for_each(|settings| settings.tell_unheeded(caller))?;
     let mut hops: Vec<Hop> = Vec::new();
+    let told = exposed::Told::default();
     let last = way.len() - 1;
     for (index, settings) in way.iter().enumerate() {
         let password = destination.password.as_ref().filter(|_| index == last);
         let runs_command = index == last;
         let person = &person;
-        let links =
-            hop::Opening { backend, settings, person, caller, verbose, password, runs_command };
+        let told = &told;
+        let links = hop::Opening {
+            backend,
+            settings,
+            person,
+            caller,
+            verbose,
+            password,
+            runs_command,
+            told,
+        };
         hops.push(links.open(hops.last())?);
     }
     let Some(end) = hops.last() else { return Err(LaunchError::cancelled()) };

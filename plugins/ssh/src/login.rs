@@ -15,6 +15,7 @@ use ssh_key::PrivateKey;
 use crate::agent::{Agent, AgentKey, Shown};
 use crate::backend::{Backend, Failure, Questions, Reply, Session};
 use crate::config::Settings;
+use crate::exposed::{Exposed, Told};
 use crate::files;
 use crate::guard::Guard;
 use crate::identity::{to_text, Identity, KeyError};
@@ -45,6 +46,8 @@ pub struct Login<'a> {
     pub guard: &'a Guard,
     /// A password that was given with the destination.
     pub password: Option<&'a Secret>,
+    /// What the person was told already, on the way here.
+    pub told: &'a Told,
 }
 
 /// A key to try.
@@ -57,6 +60,8 @@ enum Candidate {
 /// What a login has at hand and what became of it; the agent's thread sees it too.
 struct State {
     identities: Vec<Identity>,
+    /// The keys that others have access to and no agent has.
+    exposed: Vec<Exposed>,
     shown: Mutex<Option<Shown>>,
     /// What was tried, for the error.
     tried: Mutex<Vec<String>>,
@@ -100,11 +105,13 @@ impl Login<'_> {
     pub fn run(&self, session: &mut dyn Session) -> Result<(), LaunchError> {
         let state = State {
             identities: Vec::new(),
+            exposed: Vec::new(),
             shown: Mutex::new(None),
             tried: Mutex::new(Vec::new()),
             stopped: Mutex::new(None),
         };
-        let state = State { identities: self.identities(&state), ..state };
+        let (identities, exposed) = self.identities(&state);
+        let state = State { identities, exposed, ..state };
         let open = |index: usize| self.open(&state.identities[index], &state);
         thread::scope(|scope| {
             let serving = scope.spawn(|| self.agent.serve(&state.shown, &open));
@@ -122,8 +129,8 @@ impl Login<'_> {
         format!("{}@{}", self.settings.user, self.settings.given)
     }
 
-    fn identities(&self, state: &State) -> Vec<Identity> {
-        let mut identities = Vec::new();
+    fn identities(&self, state: &State) -> (Vec<Identity>, Vec<Exposed>) {
+        let (mut identities, mut all_exposed) = (Vec::new(), Vec::new());
         for path in &self.settings.identity_files {
             match Identity::load(path) {
                 Ok(mut identity) => {
@@ -140,13 +147,20 @@ impl Login<'_> {
                             self.backend.name(),
                         ));
                     }
-                    if identity.is_elsewhere()
+                    let mode = identity.exposed();
+                    if (identity.is_elsewhere() || mode.is_some())
                         && !self.agent.keys().iter().any(|key| is_of(key, &identity))
                     {
-                        state.note(format!(
-                            "key `{}`: it is a public key, and no agent has the private one",
-                            path.display(),
-                        ));
+                        if let Some(mode) = mode {
+                            let exposed = Exposed { path: path.clone(), mode };
+                            state.note(exposed.to_string());
+                            all_exposed.push(exposed);
+                        } else {
+                            state.note(format!(
+                                "key `{}`: it is a public key, and no agent has the private one",
+                                path.display(),
+                            ));
+                        }
                     }
                     identities.push(identity);
                 }
@@ -154,7 +168,7 @@ impl Login<'_> {
                 Err(error) => state.note(format!("key `{}`: {error}", path.display())),
             }
         }
-        identities
+        (identities, all_exposed)
     }
 
     /// The keys in the order to try: chosen files that need no passphrase; the agent's keys for
@@ -188,7 +202,12 @@ impl Login<'_> {
 
     fn attempt(&self, session: &mut dyn Session, state: &State) -> Result<(), LaunchError> {
         let mut keys = match self.settings.methods.iter().any(|it| it == "publickey") {
-            true => self.candidates(&state.identities),
+            true => {
+                if self.settings.identities_chosen {
+                    self.told.tell(&state.exposed, self.caller)?;
+                }
+                self.candidates(&state.identities)
+            }
             false => Vec::new(),
         };
         let left_out = keys.len().saturating_sub(KEYS_MAX);
@@ -213,7 +232,11 @@ impl Login<'_> {
             let mut reply = None;
             for method in self.settings.methods.iter().filter(|method| is_allowed(method)) {
                 if method == "publickey" {
-                    let Some(key) = keys.next() else { continue };
+                    let Some(key) = keys.next() else {
+                        // The usual files, that nobody has named, matter only now.
+                        self.told.tell(&state.exposed, self.caller)?;
+                        continue;
+                    };
                     reply = Some(self.try_key(session, &key, state)?);
                     break;
                 }
@@ -473,6 +496,9 @@ impl Login<'_> {
                 "`backend=openssh` can use a security key, and so can `backend=libssh` where an \
                  agent holds it: `ssh-add FILE`",
             );
+        }
+        if let Some(exposed) = state.exposed.first() {
+            return error.with_hint(exposed.mend());
         }
         let more = if self.settings.has_card {
             "; `backend=openssh` can log in by the smart card of `PKCS11Provider`"
