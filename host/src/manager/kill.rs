@@ -55,13 +55,10 @@ async fn end_server(connection: &Connection) -> Result<(), KillError> {
     resident.gone.cancelled().await;
     let mut status = connection.client.status();
     let is_over = |status: &Status| matches!(status, Status::Closed { .. });
-    if held && *status.borrow() != Status::Connected {
-        // It went with its worker; only the end of its connection was not seen as final yet.
-        return Ok(());
-    }
-    // What is out of reach cannot be ended now; the caller's limit is how long it is waited for.
-    let reachable = status.wait_for(|it| *it == Status::Connected || is_over(it)).await;
-    if reachable.map_or(true, |it| is_over(&it)) {
+    // What is out of reach cannot be ended now; the caller's limit is how long it is waited for. But what
+    // was held went with its worker, and only the end of its connection may not be seen as final yet.
+    let found = status.wait_for(|it| held || *it == Status::Connected || is_over(it)).await;
+    if found.map_or(true, |status| *status != Status::Connected) {
         return Ok(());
     }
     let request = if *proof { stop_request() } else { kill_request() };
