@@ -377,7 +377,10 @@ impl Play<'_> {
             talk.ending = Ending::Timeout(text);
         }
         self.worker.stdin = None;
-        match self.worker.next(Instant::now()) {
+        // What it has said last may still be on its way here; the end of its output is behind that.
+        let has_ended = !matches!(talk.ending, Ending::Timeout(_));
+        let until = Instant::now() + if has_ended { GRACE } else { Duration::ZERO };
+        match self.worker.next(until) {
             Heard::Message(_, text) | Heard::Junk(text) => talk.afterwards = Some(short(&text)),
             Heard::End | Heard::Deadline => {}
         }
