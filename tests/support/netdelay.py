@@ -15,7 +15,8 @@ def sides(name):
     return ((name + "-near", name + "n", "10.99.0.2", "10.99.0.1"), (name + "-far", name + "f", "10.99.0.1", "10.99.0.2"))
 
 def ip(*args, check=True):
-    subprocess.run(["ip", *args], check=check, stderr=None if check else subprocess.DEVNULL)
+    # In a session of its own no Ctrl-C ends it: half a namespace could not be removed.
+    subprocess.run(["ip", *args], check=check, stderr=None if check else subprocess.DEVNULL, start_new_session=True)
 
 def side(namespace, device, address, peer):
     """Creates a namespace with one end of the link in it; returns the fd that its packets pass through."""
@@ -28,12 +29,12 @@ def side(namespace, device, address, peer):
     ip("-n", namespace, "link", "set", "lo", "up")
     return fd
 
-def relay(near, far, delay):
+def relay(near, far, delay, ended):
     waiting, count = [], 0
     while True:
         pause = max(0.0, waiting[0][0] - time.monotonic()) if waiting else None
-        for fd in select.select([near, far, 0], [], [], pause)[0]:
-            if fd == 0:
+        for fd in select.select([near, far, 0, ended], [], [], pause)[0]:
+            if fd in (0, ended):
                 return
             while True:
                 try:
@@ -52,16 +53,16 @@ def relay(near, far, delay):
 def main():
     if len(sys.argv) != 3:
         sys.exit(__doc__)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # A signal is heard between two packets alone, so that it never comes while something is made or removed.
+    ended, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(wake)
+    for ending in signal.SIGTERM, signal.SIGINT:
+        signal.signal(ending, lambda *_: None)
     try:
         near, far = (side(*s) for s in sides(sys.argv[2]))
         print("ready", flush=True)
-        relay(near, far, float(sys.argv[1]) / 1000)
-    except KeyboardInterrupt:
-        pass
+        relay(near, far, float(sys.argv[1]) / 1000, ended)
     finally:
-        for ending in signal.SIGTERM, signal.SIGINT:
-            signal.signal(ending, signal.SIG_IGN)
         for namespace, *_ in sides(sys.argv[2]):
             ip("netns", "del", namespace, check=False)
 
