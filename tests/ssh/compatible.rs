@@ -11,6 +11,20 @@ fn launch(home: &Home, user: &str, sshd: &Sshd, options: &str) -> Invocation {
     home.peer(["launch", &to, "--distant", &distant, "--options", options])
 }
 
+/// A server that asks for a password itself, and whose key is known; and who may log in there.
+fn asking(home: &Home) -> (Sshd, Account) {
+    let lines = "UsePAM yes\nPasswordAuthentication no\nKbdInteractiveAuthentication yes";
+    let sshd = Sshd::with(home, lines);
+    sshd.make_known(home);
+    (sshd, Account::new("/bin/sh", "the right one"))
+}
+
+/// One whose key is not known, where a password is the first that can be asked for.
+fn unknown(home: &Home) -> (Sshd, Account) {
+    let sshd = Sshd::with(home, "KbdInteractiveAuthentication no");
+    (sshd, Account::new("/bin/sh", "the right one"))
+}
+
 /// The next message that needs an answer or ends the launch.
 fn next(launch: &Running) -> serde_json::Value {
     loop {
@@ -26,8 +40,7 @@ each_backend! {
     fn a_released_cli_is_asked_for_host_and_password(backend: &str) {
         let home = Home::new();
         let _manager = Manager::start(&home);
-        let sshd = Sshd::with(&home, "KbdInteractiveAuthentication no");
-        let account = Account::new("/bin/sh", "the right one");
+        let (sshd, account) = unknown(&home);
         let launch = launch(&home, &account.name, &sshd, &format!("backend={backend}"));
         let mut launch = launch.in_json();
         let question = next(&launch);
@@ -46,10 +59,7 @@ each_backend! {
     fn a_released_cli_is_asked_the_servers_questions_on_a_terminal(backend: &str) {
         let home = Home::new();
         let _manager = Manager::start(&home);
-        let lines = "UsePAM yes\nPasswordAuthentication no\nKbdInteractiveAuthentication yes";
-        let sshd = Sshd::with(&home, lines);
-        sshd.make_known(&home);
-        let account = Account::new("/bin/sh", "the right one");
+        let (sshd, account) = asking(&home);
         let options = format!("backend={backend}");
         let mut terminal = launch(&home, &account.name, &sshd, &options).on_terminal();
         terminal.expect("Password: ");
@@ -61,8 +71,7 @@ each_backend! {
     fn a_released_cli_is_asked_for_host_and_password_on_a_terminal(backend: &str) {
         let home = Home::new();
         let _manager = Manager::start(&home);
-        let sshd = Sshd::with(&home, "KbdInteractiveAuthentication no");
-        let account = Account::new("/bin/sh", "the right one");
+        let (sshd, account) = unknown(&home);
         let options = format!("backend={backend}");
         let mut terminal = launch(&home, &account.name, &sshd, &options).on_terminal();
         terminal.expect("is not yet trusted");
@@ -79,10 +88,7 @@ each_backend! {
     fn a_released_cli_is_asked_the_servers_questions(backend: &str) {
         let home = Home::new();
         let _manager = Manager::start(&home);
-        let lines = "UsePAM yes\nPasswordAuthentication no\nKbdInteractiveAuthentication yes";
-        let sshd = Sshd::with(&home, lines);
-        sshd.make_known(&home);
-        let account = Account::new("/bin/sh", "the right one");
+        let (sshd, account) = asking(&home);
         let launch = launch(&home, &account.name, &sshd, &format!("backend={backend}"));
         let mut launch = launch.in_json();
         let question = next(&launch);
