@@ -290,8 +290,7 @@ fn dispatch(command: Command, context: &Context) -> Result<ExitCode, Failure> {
         Command::Fs(_) => Err(elsewhere("fs", "`distant spawn -- cat <FILE>` reads a file")),
         Command::Generate(_) => Err(elsewhere(
             "generate",
-            "`distant completions <SHELL>` is here, and no key is required \
-                           in a configuration",
+            "`distant completions <SHELL>` is here, and no key is required in a configuration",
         )),
         Command::Shell(_) => {
             Err(elsewhere("shell", "`distant spawn --pty -- bash -l` is a shell at a terminal"))
