@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read, Seek};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use distant_plugin_test::environment;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::process::{kill_process, pidfd_open, Pid, PidfdFlags, Signal};
 
@@ -256,32 +258,10 @@ pub(crate) fn marked(mark: &str) -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let holds = |pid: &u32| {
-        let environment = environment(*pid).unwrap_or_default();
+        let environment = environment(Path::new(&format!("/proc/{pid}"))).unwrap_or_default();
         environment.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes())
     };
     pids.filter(holds).collect()
-}
-
-/// What a process was started with. One that is becoming another program shows nothing of it for a
-/// moment, and is waited for.
-fn environment(pid: u32) -> Option<Vec<u8>> {
-    let end = Instant::now() + Duration::from_secs(2);
-    loop {
-        let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
-        if !environment.is_empty() || Instant::now() >= end {
-            return Some(environment);
-        }
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // As proc(5) counts them; these begin with the third, behind a name that may hold anything.
-        let fields: Vec<_> = stat.rsplit_once(") ")?.1.split_whitespace().collect();
-        let number = |count: usize| fields.get(count - 3)?.parse::<u64>().ok();
-        let [memory, from, to] = [number(23)?, number(50)?, number(51)?];
-        // The kernel's own and what has ended have no memory; others were started with nothing.
-        if memory == 0 || (to > 0 && from == to) {
-            return Some(environment);
-        }
-        std::thread::yield_now();
-    }
 }
 
 /// Kills every process that has this mark, until there is none.

@@ -59,6 +59,8 @@ use distant_plugin_worker::{Arguments, HostTable};
 
 pub use probe::probe;
 pub use report::{Outcome, Report, Status};
+#[doc(hidden)]
+pub use worker::environment;
 
 /// How long a launch may take altogether unless told otherwise.
 const TIMEOUT: Duration = Duration::from_secs(60);

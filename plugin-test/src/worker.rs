@@ -214,8 +214,8 @@ fn marked(mark: &str) -> Vec<(OwnedFd, String)> {
 }
 
 /// What a process was started with. One that is becoming another program shows nothing of it for a
-/// moment, and is waited for.
-fn environment(process: &Path) -> Option<Vec<u8>> {
+/// moment, and is waited for. `process` is its folder in `/proc`; `None` if it is gone.
+pub fn environment(process: &Path) -> Option<Vec<u8>> {
     let end = Instant::now() + GRACE;
     loop {
         let environment = std::fs::read(process.join("environ")).ok()?;
